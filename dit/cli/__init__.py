@@ -57,7 +57,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"dit: unknown verb '{verb}'; expected one of {', '.join(VERBS)} (see dit --help)", file=sys.stderr)
         return 2
     module = importlib.import_module(f"dit.cli.{verb}")
-    parser = _Parser(prog=f"dit {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(
+        prog=f"dit {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     module.configure(parser)
     try:
         return module.run(parser.parse_args(rest)) or 0

@@ -1,0 +1,300 @@
+"""What one run is: frozen dataclasses, the size ladders, and the identity of a run.
+
+Every default lives here. A variant is `dataclasses.replace`. A run's identity hashes what changes its result; hardware, paths,
+logging cadence, and how long to train (the learning rate is constant, so a longer run passes through the shorter one's states)
+are not part of it. Nothing here imports JAX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from dit.errors import UserError
+
+Block = Literal["in_context", "cross_attention", "adaln", "adaln_zero"]
+BLOCKS: tuple[Block, ...] = get_args(Block)
+
+
+@dataclass(frozen=True)
+class Size:
+    """A row of a size ladder (Table 1 of the paper)."""
+
+    depth: int
+    hidden_size: int
+    num_heads: int
+
+
+LADDERS: dict[str, dict[str, Size]] = {
+    "dit": {
+        "S": Size(12, 384, 6),
+        "B": Size(12, 768, 12),
+        "L": Size(24, 1024, 16),
+        "XL": Size(28, 1152, 16),
+    },
+    # The paper's ladder at a quarter of the depth and a sixteenth of the width: small images on a CPU.
+    "nano": {
+        "S": Size(3, 24, 2),
+        "B": Size(3, 48, 3),
+        "L": Size(6, 64, 4),
+        "XL": Size(7, 72, 4),
+    },
+}
+SIZES = ("S", "B", "L", "XL")
+
+
+def _choice(value: str, choices: tuple[str, ...] | list[str], what: str) -> None:
+    if value not in choices:
+        raise UserError(f"unknown {what} '{value}': expected one of {', '.join(choices)}")
+
+
+def _positive(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{name} is {value!r}: expected a positive whole number")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """A data set as the model sees it. `image_size` is in pixels, `input_size` and `in_channels` are the model's input (latents for ImageNet)."""
+
+    name: str
+    image_size: int
+    input_size: int
+    in_channels: int
+    num_classes: int
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether the model sees VAE latents rather than pixels."""
+        return self.input_size != self.image_size
+
+
+DATASETS: dict[str, DataConfig] = {
+    "digits": DataConfig("digits", image_size=8, input_size=8, in_channels=1, num_classes=10),
+    "mnist": DataConfig("mnist", image_size=32, input_size=32, in_channels=1, num_classes=10),
+    "imagenet256": DataConfig("imagenet256", image_size=256, input_size=32, in_channels=4, num_classes=1000),
+    "imagenet512": DataConfig("imagenet512", image_size=512, input_size=64, in_channels=4, num_classes=1000),
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A diffusion transformer (Sec. 3.2 of the paper). `size` and `ladder` name a row of `LADDERS`, or say "custom"."""
+
+    block: Block
+    patch_size: int
+    depth: int
+    hidden_size: int
+    num_heads: int
+    input_size: int = 32
+    in_channels: int = 4
+    num_classes: int = 1000
+    mlp_ratio: float = 4.0
+    learn_sigma: bool = True
+    class_dropout_prob: float = 0.1
+    size: str = "custom"
+    ladder: str = "custom"
+
+    def __post_init__(self) -> None:
+        _choice(self.block, BLOCKS, "block")
+        _positive(self, "patch_size", "depth", "hidden_size", "num_heads", "input_size", "in_channels", "num_classes")
+        if self.input_size % self.patch_size:
+            divisors = [p for p in range(1, self.input_size + 1) if self.input_size % p == 0]
+            raise UserError(
+                f"patch_size {self.patch_size} does not divide the model's input of {self.input_size}: expected one of {divisors}"
+            )
+        if self.hidden_size % self.num_heads:
+            raise UserError(
+                f"num_heads {self.num_heads} does not divide hidden_size {self.hidden_size}: choose a divisor"
+            )
+        if self.hidden_size % 4:
+            raise UserError(
+                f"hidden_size {self.hidden_size} is not a multiple of 4, which the 2-D position embedding needs"
+            )
+        if not 0 <= self.class_dropout_prob < 1:
+            raise UserError(f"class_dropout_prob {self.class_dropout_prob} is outside [0, 1)")
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens T = (input_size / patch_size)²."""
+        return (self.input_size // self.patch_size) ** 2
+
+    @property
+    def out_channels(self) -> int:
+        """Channels the model predicts: the noise, and with `learn_sigma` as many for the variance."""
+        return self.in_channels * (2 if self.learn_sigma else 1)
+
+    @property
+    def mlp_hidden_size(self) -> int:
+        """Width of the MLP's hidden layer."""
+        return int(self.hidden_size * self.mlp_ratio)
+
+
+def model_config(
+    block: Block | str, size: str, patch_size: int, data: DataConfig, ladder: str = "dit", **changes: Any
+) -> ModelConfig:
+    """The model of one cell of the design space.
+
+    Raises:
+        UserError: for an unknown ladder, size or block, or a patch size that does not divide the input.
+    """
+    _choice(ladder, list(LADDERS), "ladder")
+    _choice(size, list(LADDERS[ladder]), "size")
+    row = LADDERS[ladder][size]
+    return ModelConfig(
+        block=block,  # type: ignore[arg-type]  # checked by ModelConfig
+        patch_size=patch_size,
+        depth=row.depth,
+        hidden_size=row.hidden_size,
+        num_heads=row.num_heads,
+        input_size=data.input_size,
+        in_channels=data.in_channels,
+        num_classes=data.num_classes,
+        size=size,
+        ladder=ladder,
+        **changes,
+    )
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The forward process: `timesteps` steps of a linear schedule (ADM's, as the paper uses it)."""
+
+    timesteps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 2e-2
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW at a constant rate and an exponential moving average of the weights (Sec. 4)."""
+
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    ema_decay: float = 0.9999
+
+
+Sampler = Literal["ddpm", "ddim"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One score to take: after which step, and under which declared protocol.
+
+    `features` names the extractor ("digits", "mnist" or "inception"); `cfg_scale` 1 is no guidance; `cfg_channels` is how many
+    channels guidance moves, 3 as the released code does (never more than the input has) or `None` for all of them.
+    """
+
+    step: int
+    features: str
+    num_samples: int
+    sampling_steps: int = 250
+    sampler: Sampler = "ddpm"
+    cfg_scale: float = 1.0
+    cfg_channels: int | None = 3
+    ema: bool = True
+    decoder: str = "none"
+    sample_seed: int = 0
+
+    def __post_init__(self) -> None:
+        _choice(self.sampler, get_args(Sampler), "sampler")
+        _positive(self, "step", "num_samples", "sampling_steps")
+
+    @property
+    def metric(self) -> str:
+        """Column of the score: `fid` only for Inception features, `fd_<features>` for any other."""
+        return "fid" if self.features == "inception" else f"fd_{self.features}"
+
+    @property
+    def key(self) -> str:
+        """Hash of the declared protocol, without the step."""
+        declared = dataclasses.asdict(self)
+        del declared["step"]
+        return digest(declared)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One cell of a study: everything that decides its result, plus how far to train and what to score on the way."""
+
+    model: ModelConfig
+    data: DataConfig
+    steps: int
+    batch_size: int = 256
+    seed: int = 0
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    evaluations: tuple[Evaluation, ...] = ()
+
+    def __post_init__(self) -> None:
+        _positive(self, "steps", "batch_size")
+        model = (self.model.input_size, self.model.in_channels, self.model.num_classes)
+        data = (self.data.input_size, self.data.in_channels, self.data.num_classes)
+        if model != data:
+            raise UserError(
+                f"the model's (input_size, in_channels, num_classes) {model} differ from those of data set "
+                f"'{self.data.name}', {data}: build the model with model_config(..., data)"
+            )
+        for evaluation in self.evaluations:
+            if evaluation.step > self.steps:
+                raise UserError(
+                    f"an evaluation at step {evaluation.step} lies past the run's {self.steps} steps: train longer or score earlier"
+                )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What changes the result, as plain JSON values; `steps` and `evaluations` do not."""
+        fields = dataclasses.asdict(self)
+        del fields["steps"], fields["evaluations"]
+        return fields
+
+    @property
+    def hash(self) -> str:
+        """Twelve hexadecimal digits of the identity's SHA-256."""
+        return digest(self.identity)
+
+    @property
+    def run(self) -> str:
+        """Readable name and folder of the run: `<block>-<size>-<patch>-s<seed>-<hash>`."""
+        cell = f"{self.model.block}-{self.model.size}-{self.model.patch_size}-s{self.seed}"
+        return f"{re.sub(r'[^A-Za-z0-9_.-]', '_', cell)}-{self.hash}"
+
+
+def digest(value: Any, length: int = 12) -> str:
+    """Hash of a JSON value in canonical form (sorted keys, shortest floats)."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:length]
+
+
+def to_json(run: RunConfig) -> dict[str, Any]:
+    """A run as plain JSON values; `from_json` gives it back."""
+    return dataclasses.asdict(run)
+
+
+def from_json(value: dict[str, Any]) -> RunConfig:
+    """The run that `to_json` wrote.
+
+    Raises:
+        UserError: for a field that is missing or that this version does not know.
+    """
+    try:
+        rest = dict(value)
+        parts = {
+            "model": ModelConfig(**rest.pop("model")),
+            "data": DataConfig(**rest.pop("data")),
+            "diffusion": DiffusionConfig(**rest.pop("diffusion")),
+            "optim": OptimConfig(**rest.pop("optim")),
+            "evaluations": tuple(Evaluation(**evaluation) for evaluation in rest.pop("evaluations", ())),
+        }
+        return RunConfig(**parts, **rest)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"not a run configuration of this version: {error}") from error
