@@ -61,7 +61,7 @@ def _positive(owner: object, *names: str) -> None:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """A data set as the model sees it. `image_size` is in pixels, `input_size` and `in_channels` are the model's input (latents for ImageNet)."""
+    """A data set as the model sees it: `image_size` in pixels, `input_size` and `in_channels` of the model's input (latents for ImageNet)."""
 
     name: str
     image_size: int
@@ -267,6 +267,17 @@ class RunConfig:
         """Readable name and folder of the run: `<block>-<size>-<patch>-s<seed>-<hash>`."""
         cell = f"{self.model.block}-{self.model.size}-{self.model.patch_size}-s{self.seed}"
         return f"{re.sub(r'[^A-Za-z0-9_.-]', '_', cell)}-{self.hash}"
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """How a run is carried out; none of it changes the result."""
+
+    log_every: int = 50
+    checkpoint_every: int = 10_000
+    keep_checkpoints: int = 2
+    sample_batch_size: int = 128
+    wandb: Literal["off", "offline", "online"] = "off"
 
 
 def digest(value: Any, length: int = 12) -> str:

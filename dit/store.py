@@ -15,6 +15,8 @@ attempt that resumes logs some steps again: the highest attempt's row wins.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import time
@@ -107,6 +109,26 @@ def load_study(folder: Path) -> Study:
         raise UserError(f"no study in {folder}: expected the folder that `dit sweep` wrote (it holds study.json)")
     value = read_json(path)
     return Study(value["study"], value["doc"], tuple(from_json(run) for run in value["runs"]))
+
+
+class Busy(Exception):
+    """Another process holds the lock."""
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the lock file at `path`; the system lets it go when this process ends, however it ends.
+
+    Raises:
+        Busy: if another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Busy(str(path)) from error
+        yield
 
 
 class RunStore:

@@ -1,0 +1,197 @@
+"""What figures share: the rows of one protocol that a figure shows, curves with bands over seeds, axes, legends and the foot line.
+
+A figure is a function from `StudyResults` to a `Drawing`; it raises `Skipped` where the study does not carry it.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from analysis import protocols
+from analysis.frames import Frame
+from analysis.results import StudyResults
+from analysis.style import FAINT, INK, MUTED, TEXT_WIDTH, Look, Looks, block_name
+from dit.config import BLOCKS
+
+MAIN_BLOCK = "adaln_zero"  # the paper's scaling figures show this block
+
+_FLOOR_DASH = (0, (2, 2))
+_FOOT_SIZE = 5.5
+
+
+class Skipped(Exception):
+    """A figure that the study does not carry; the message is the one-line reason."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A drawn figure and the rows that made it; `extra` goes into the sidecar as it is."""
+
+    figure: Figure
+    rows: Frame
+    metric: str
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores that may share an axis: the rows, the column that holds them, its truthful label, the floor and the foot line."""
+
+    rows: Frame
+    metric: str
+    label: str
+    floor: float | None
+    foot: str
+
+    @property
+    def shows_floor(self) -> bool:
+        """Whether the floor lies within a factor of three of the lowest score; further away it would flatten the curves."""
+        return self.floor is not None and 3 * self.floor >= self.rows[self.metric].min()
+
+    def of(self, rows: Frame) -> Scores:
+        """The same scores, fewer rows."""
+        return Scores(rows, self.metric, self.label, self.floor, self.foot)
+
+
+def scores(study: StudyResults, apart_from: tuple[str, ...] = ()) -> Scores:
+    """The study's scores under its main protocol (see `analysis.protocols.main_protocol`), failed runs left out.
+
+    Raises:
+        Skipped: if there is no score.
+        UserError: if no protocol is the main one.
+    """
+    if study.table["protocol"].notna().sum() == 0:
+        raise Skipped("no score is on record")
+    rows = protocols.main_protocol(study.table, study.protocols, apart_from)
+    protocol = protocols.require_one_protocol(rows, study.protocols, apart_from)
+    metric = protocols.metric(protocol)
+    floors = [study.floors[key] for key in rows["protocol"].unique() if key in study.floors]
+    floor = min(floors, default=None)
+    said = "" if floor is None else f" Floor (real vs. real): {floor:.3g}."
+    foot = f"Study “{study.name}”. {protocols.describe({**protocol, **dict.fromkeys(apart_from)})}. One multiply-add is one flop.{said}"
+    return Scores(rows[rows[metric].notna()], metric, protocols.metric_label(protocol), floor, foot)
+
+
+def at_common_step(rows: Frame) -> Frame:
+    """The rows at the latest training step at which most runs were scored: a failed or longer run does not decide for the rest."""
+    runs = rows.groupby("step")["run"].nunique()
+    return rows[rows["step"] == runs.index[runs >= 0.5 * runs.max()].max()]
+
+
+def over_seeds(rows: Frame, by: list[str], metric: str) -> Frame:
+    """Mean, standard deviation and number of seeds for each group, in order of `by`."""
+    grouped = rows.groupby(by, sort=True)[metric]
+    return grouped.agg(mean="mean", sd="std", n="count").reset_index()
+
+
+def grid_blocks(rows: Frame, least: int = 3) -> list[str]:
+    """The blocks with at least `least` cells, in the order of the configuration; the paper's scaling block last (it is drawn on top)."""
+    cells = rows.drop_duplicates(["block", "size", "patch_size"]).groupby("block").size()
+    return [block for block in BLOCKS if cells.get(block, 0) >= least]
+
+
+def empty_figure(height: float, width: float = TEXT_WIDTH) -> Figure:
+    """A figure without panels, laid out so that nothing overlaps."""
+    return Figure(
+        figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.03, hspace=0.04)
+    )
+
+
+def new_figure(
+    height: float, rows: int = 1, cols: int = 1, width: float = TEXT_WIDTH, **options: Any
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure of `rows` × `cols` panels, as `empty_figure` makes it."""
+    figure = empty_figure(height, width)
+    return figure, figure.subplots(rows, cols, squeeze=False, **options).tolist()
+
+
+def curve(axes: Axes, points: Frame, x: str, look: Look, markers: bool = True) -> None:
+    """A line through the means over seeds, with a band of one standard deviation where there are seeds."""
+    at, mean = points[x].astype(float).to_numpy(), points["mean"].to_numpy()
+    axes.plot(
+        at,
+        mean,
+        color=look.colour,
+        linestyle=look.dash,
+        marker=look.marker if markers else "",
+        markeredgecolor="white",
+        zorder=3,
+    )
+    if (points["n"] > 1).any():
+        spread = points["sd"].fillna(0.0).to_numpy()
+        axes.fill_between(at, mean - spread, mean + spread, color=look.colour, alpha=0.18, linewidth=0, zorder=2)
+
+
+def floor_line(axes: Axes, scores: Scores) -> None:
+    """The floor as a thin line, where it is near enough to be seen: no score below it means anything."""
+    if scores.floor is not None and scores.shows_floor:
+        axes.axhline(scores.floor, color=MUTED, linewidth=0.7, linestyle=_FLOOR_DASH, zorder=1)
+
+
+def score_axis(axes: Axes, scores: Scores, log: bool | None = None, label: bool = True) -> None:
+    """Label and scale the vertical axis: from zero, or logarithmic (unless told) where scores span more than a factor of ten."""
+    values = scores.rows[scores.metric]
+    if log if log is not None else 0 < 10 * values.min() < values.max():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_ylim(bottom=min(0.0, values.min()))
+    if label:
+        axes.set_ylabel(scores.label)
+
+
+def step_axis(axes: Axes, last_step: float, label: bool = True) -> None:
+    """Training steps from zero, in thousands where they are many."""
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    if last_step >= 10_000:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:g}K"))
+    if label:
+        axes.set_xlabel("Training steps")
+
+
+def legend(figure: Figure, looks: Iterable[Look], floor: bool = False, seeds: bool = False) -> None:
+    """One legend line above the panels."""
+    handles = [look.handle for look in looks]
+    if floor:
+        handles.append(Line2D([], [], color=MUTED, linewidth=0.7, linestyle=_FLOOR_DASH, label="floor: real vs. real"))
+    if seeds:
+        handles.append(Line2D([], [], color=FAINT, linewidth=5, label="± 1 s.d. over seeds"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+
+
+def foot(figure: Figure, text: str) -> None:
+    """The foot line: what is shown, study, protocol and convention, broken to the figure's width."""
+    characters = int(figure.get_figwidth() * 72 / (0.54 * _FOOT_SIZE))
+    lines = "\n".join(textwrap.wrap(text, characters, break_on_hyphens=False))
+    figure.supxlabel(lines, fontsize=_FOOT_SIZE, color=MUTED, x=0.008, ha="left", linespacing=1.3)
+
+
+def has_seeds(points: Frame) -> bool:
+    """Whether any point is a mean over several seeds."""
+    return bool((points["n"] > 1).any())
+
+
+def looks_of(study: StudyResults) -> Looks:
+    """The looks of the study's identities."""
+    return Looks(study.sizes, study.patches)
+
+
+def title(axes: Axes, text: str) -> None:
+    """A panel's title."""
+    axes.set_title(text, color=INK, loc="left")
+
+
+def block_title(axes: Axes, block: str) -> None:
+    """A panel's title: the block's name."""
+    title(axes, block_name(block))

@@ -1,0 +1,148 @@
+"""Fig. 7: samples of all cells from the same noise and the same labels: sizes × patch sizes, and blocks × sizes."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis.figures.drawing import Drawing, Scores, Skipped, at_common_step, foot, new_figure, scores
+from analysis.figures.scaling import scaling_rows
+from analysis.results import StudyResults
+from analysis.style import FAINT, MUTED, block_name
+from dit.config import BLOCKS
+from dit.errors import UserError
+
+_SMALL = 64  # pixels: below, a cell shows ten images, else four
+
+
+def sizes_by_patches(study: StudyResults) -> Drawing:
+    """A row for each size, a column for each patch size, of the scaling figures' block (Fig. 7)."""
+    shown = _sampled(study)
+    block, rows = scaling_rows(shown)
+    sizes = [size for size in study.sizes if size in set(rows["size"])]
+    patches = [patch for patch in study.patches if patch in set(rows["patch_size"])]
+    keyed = {(row["size"], row["patch_size"]): row for _, row in rows.iloc[::-1].iterrows()}
+    grid = [[keyed.get((size, patch)) for patch in patches] for size in sizes]
+    return _draw(study, shown, grid, sizes, [f"Patch size {patch}" for patch in patches], block_name(block))
+
+
+def blocks_by_sizes(study: StudyResults) -> Drawing:
+    """A row for each block, a column for each size, at the smallest patch size that has several blocks."""
+    shown = _sampled(study)
+    several = shown.rows.groupby("patch_size")["block"].nunique()
+    several = several[several > 1]
+    if several.empty:
+        raise Skipped("no patch size has samples of two block designs")
+    patch = int(several.index.min())
+    rows = shown.rows[shown.rows["patch_size"] == patch]
+    blocks = [block for block in BLOCKS if block in set(rows["block"])]
+    sizes = [size for size in study.sizes if size in set(rows["size"])]
+    keyed = {(row["block"], row["size"]): row for _, row in rows.iloc[::-1].iterrows()}
+    grid = [[keyed.get((block, size)) for size in sizes] for block in blocks]
+    return _draw(
+        study,
+        shown,
+        grid,
+        [block_name(block) for block in blocks],
+        [f"Size {size}" for size in sizes],
+        f"Patch size {patch}",
+    )
+
+
+def _sampled(study: StudyResults) -> Scores:
+    """The scored rows with samples on record, after the last step that all share."""
+    if not study.samples:
+        raise Skipped("no samples are on record")
+    shown = scores(study)
+    kept = [key in study.samples for key in zip(shown.rows["run"], shown.rows["step"], shown.rows["protocol"])]
+    rows = shown.rows[kept]
+    if rows.empty:
+        raise Skipped("no samples are on record under the main protocol")
+    return shown.of(at_common_step(rows))
+
+
+def _path(study: StudyResults, row: pd.Series) -> Path:
+    return study.samples[row["run"], row["step"], row["protocol"]]
+
+
+def _images(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(path) as file:
+        return file["images"], file["labels"]
+
+
+def _draw(
+    study: StudyResults,
+    shown: Scores,
+    grid: list[list[pd.Series | None]],
+    names: list[str],
+    heads: list[str],
+    what: str,
+) -> Drawing:
+    present = [row for line in grid for row in line if row is not None]
+    paths = {str(row["run"]): _path(study, row) for row in present}
+    images, first_labels = _images(paths[str(present[0]["run"])])
+    chosen, across = _choose(first_labels, images.shape[1])
+    height, width = _mosaic(images[chosen], across).shape[:2]
+    room = 6.3 / len(heads) * height / width
+    figure, panels = new_figure(0.5 + len(names) * (room + 0.06), len(names), len(heads))
+    for line, row_panels, name in zip(grid, panels, names):
+        for row, axes in zip(line, row_panels):
+            if row is None:
+                _blank(axes, height, width)
+                continue
+            images, labels = _images(paths[str(row["run"])])
+            if not np.array_equal(labels[chosen], first_labels[chosen]):
+                raise UserError(
+                    f"samples of {row['run']} have other labels than those of {present[0]['run']}: expected the same noise and "
+                    "labels in every run; sample them again under one protocol"
+                )
+            axes.imshow(_mosaic(images[chosen], across), interpolation="nearest", cmap="gray", vmin=0, vmax=255)
+            _bare(axes)
+        row_panels[0].set_ylabel(name.replace("-", "-\n"), fontweight="bold")
+    for axes, head in zip(panels[0], heads):
+        axes.set_title(head)
+    labels = ", ".join(str(label) for label in first_labels[chosen])
+    step = int(present[0]["step"])
+    foot(figure, f"{what}. Same noise and labels ({labels}) in every panel, after {step:,} steps. {shown.foot}")
+    files = {run: hashlib.sha256(path.read_bytes()).hexdigest() for run, path in sorted(paths.items())}
+    return Drawing(figure, pd.DataFrame(present), shown.metric, {"samples_sha256": files})
+
+
+def _choose(labels: np.ndarray, side: int) -> tuple[list[int], int]:
+    """Indices of the samples to show, each label once as far as possible, by label, and how many stand side by side."""
+    count, across = (10, 5) if side <= _SMALL else (4, 2)
+    firsts = np.unique(labels, return_index=True)[1].tolist()
+    rest = [index for index in range(len(labels)) if index not in set(firsts)]
+    chosen = sorted([*firsts, *rest][:count], key=lambda index: (labels[index], index))
+    return chosen, min(across, len(chosen))
+
+
+def _mosaic(images: np.ndarray, across: int) -> np.ndarray:
+    """(n, H, W, C) uint8 images side by side, `across` in a row, with white gaps; grey images lose the channel axis."""
+    n, height, width, channels = images.shape
+    gap = max(1, height // 16)
+    down = -(-n // across)
+    sheet = np.full((down * (height + gap) - gap, across * (width + gap) - gap, channels), 255, np.uint8)
+    for index, image in enumerate(images):
+        top, left = index // across * (height + gap), index % across * (width + gap)
+        sheet[top : top + height, left : left + width] = image
+    return sheet[..., 0] if channels == 1 else sheet
+
+
+def _bare(axes: Axes) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _blank(axes: Axes, height: int, width: int) -> None:
+    axes.imshow(np.full((height, width), 255, np.uint8), cmap="gray", vmin=0, vmax=255)
+    _bare(axes)
+    axes.set_facecolor(FAINT)
+    axes.annotate("no samples", (0.5, 0.5), xycoords="axes fraction", ha="center", va="center", color=MUTED)

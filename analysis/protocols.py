@@ -1,0 +1,97 @@
+"""Evaluation protocols: which scores may share an axis or a comparison.
+
+A protocol is the dictionary kept beside every score (features, samples, sampler, guidance, EMA, reference, ...); column `protocol` of
+the results table holds its hash. Scores under different protocols are never compared. A figure that varies one part of the protocol
+on purpose (Fig. 10 varies the sampling steps) names that part in `apart_from`, and all the rest must agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from analysis.frames import Frame
+from dit.errors import UserError
+
+Protocol = dict[str, Any]
+
+
+def metric(protocol: Protocol) -> str:
+    """Column of the protocol's score: `fid` only for Inception features."""
+    return "fid" if protocol["features"] == "inception" else f"fd_{protocol['features']}"
+
+
+def metric_label(protocol: Protocol) -> str:
+    """The truthful axis label of the protocol's score: "FID-50K" only for Inception features."""
+    samples = protocol["num_samples"]
+    if protocol["features"] == "inception":
+        return f"FID-{samples // 1000}K" if samples % 1000 == 0 else f"FID ({samples} samples)"
+    return f"FD ({protocol['features']} features, {samples} samples)"
+
+
+def describe(protocol: Protocol) -> str:
+    """The protocol in a few words, for the foot of a figure."""
+    words = [f"{protocol['num_samples']:,} samples"]
+    if protocol["sampling_steps"] is not None:
+        words.append(f"{str(protocol['sampler']).upper()} {protocol['sampling_steps']} steps")
+    if protocol["cfg_scale"] is not None:
+        words.append("no guidance" if protocol["cfg_scale"] == 1.0 else f"guidance {protocol['cfg_scale']:g}")
+    words.append("EMA" if protocol["ema"] else "no EMA")
+    if protocol["decoder"] not in (None, "none"):
+        words.append(f"decoder {protocol['decoder']}")
+    return ", ".join(words)
+
+
+def without(protocol: Protocol, apart_from: tuple[str, ...]) -> Protocol:
+    """The protocol less the parts that may differ."""
+    return {key: value for key, value in protocol.items() if key not in apart_from}
+
+
+def difference(first: Protocol, second: Protocol, apart_from: tuple[str, ...] = ()) -> list[str]:
+    """The parts in which two protocols differ, as "cfg_scale 1.0 and 1.5"; empty if they agree."""
+    keys = [key for key in {**first, **second} if key not in apart_from]
+    return [
+        f"{key} {first.get(key)} and {second.get(key)}" for key in keys if first.get(key, ...) != second.get(key, ...)
+    ]
+
+
+def require_one_protocol(table: Frame, protocols: Mapping[str, Protocol], apart_from: tuple[str, ...] = ()) -> Protocol:
+    """The one protocol of all scores in `table`, less what `apart_from` allows to differ.
+
+    Raises:
+        UserError: if two scores were taken under protocols that differ, naming both and how to pick one; or if there is no score.
+    """
+    present = list(dict.fromkeys(table["protocol"].dropna()))
+    if not present:
+        raise UserError("no score among the selected rows: expected at least one, widen --where")
+    first = protocols[present[0]]
+    for other in present[1:]:
+        apart = difference(first, protocols[other], apart_from)
+        if apart:
+            raise UserError(
+                f"protocols {present[0]} and {other} differ in {'; '.join(apart)}: scores under different protocols are not "
+                f"compared; pick one, as in --where \"protocol == '{present[0]}'\""
+            )
+    return without(first, apart_from)
+
+
+def families(table: Frame, protocols: Mapping[str, Protocol], apart_from: tuple[str, ...] = ()) -> Frame:
+    """For each score, a key that is equal for protocols that agree in all but `apart_from`."""
+    return table["protocol"].map(lambda key: repr(sorted(without(protocols[key], apart_from).items())))
+
+
+def main_protocol(table: Frame, protocols: Mapping[str, Protocol], apart_from: tuple[str, ...] = ()) -> Frame:
+    """The rows under the protocol that scores the most runs, then has the most rows.
+
+    Raises:
+        UserError: if two protocols have equal claims, or there is no score.
+    """
+    scored = table[table["protocol"].notna()]
+    if scored.empty:
+        require_one_protocol(scored, protocols)
+    family = families(scored, protocols, apart_from)
+    claims = scored.groupby(family)["run"].agg(["nunique", "size"]).sort_values(["nunique", "size"], ascending=False)
+    best = claims.index[(claims == claims.iloc[0]).all(axis=1)]
+    chosen = scored[family.isin(best)]
+    require_one_protocol(chosen, protocols, apart_from)
+    return chosen

@@ -1,0 +1,139 @@
+"""How figures look: one identity, one look, in every figure.
+
+A size is a colour (a sequential ramp, dark is large), a patch size is a marker and a dash (by rank, so that 8/4/2 on latents looks
+like 4/2/1 on digits: the same growth in tokens), a block is a colour of its own from the Okabe-Ito set. The ramp and the set stay
+apart for the common kinds of colour blindness, and in grey by lightness, marker or dash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from matplotlib.lines import Line2D
+
+Dash = Literal["-"] | tuple[float, Sequence[float]]
+
+INK = "#222222"
+MUTED = "#6B6B6B"
+FAINT = "#DDDDDD"
+TEXT_WIDTH = 6.75  # inches, the paper's two columns
+
+RC: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 7,
+    "axes.labelsize": 7.5,
+    "axes.titlesize": 7.5,
+    "axes.titleweight": "bold",
+    "axes.titlepad": 4,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#E9E9E9",
+    "grid.linewidth": 0.5,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "xtick.minor.size": 1.5,
+    "ytick.minor.size": 1.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
+    "legend.frameon": False,
+    "legend.fontsize": 6.5,
+    "legend.handlelength": 2.0,
+    "legend.columnspacing": 1.2,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.6,
+    "lines.markeredgewidth": 0.5,
+    "pdf.fonttype": 42,
+    "figure.dpi": 100,
+}
+
+_SIZE_COLOURS = {"S": "#8CCB4C", "B": "#22A08A", "L": "#2B6CA3", "XL": "#3B1A5E"}
+_SPARE_COLOURS = ("#8C6D31", "#A55194", "#17A2B8", "#7F7F7F")
+_BLOCKS: dict[str, tuple[str, str, str, Dash]] = {
+    "in_context": ("In-context", "#E69F00", "v", (0, (1, 1.2))),
+    "cross_attention": ("Cross-attention", "#56B4E9", "s", (0, (3, 1, 1, 1))),
+    "adaln": ("adaLN", "#CC79A7", "D", (0, (4, 1.5))),
+    "adaln_zero": ("adaLN-Zero", "#D55E00", "o", "-"),
+}
+# From the largest patch (fewest tokens) to the smallest; further patch sizes repeat the last.
+_PATCHES: tuple[tuple[str, Dash], ...] = (
+    ("s", (0, (1, 1.2))),
+    ("^", (0, (4, 1.5))),
+    ("o", "-"),
+    ("D", (0, (3, 1, 1, 1))),
+    ("P", (0, (6, 1))),
+)
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colour, marker and dash of a line, and the name in a legend."""
+
+    label: str
+    colour: str
+    marker: str = "o"
+    dash: Dash = "-"
+
+    @property
+    def handle(self) -> Line2D:
+        """An entry for a legend."""
+        return Line2D(
+            [],
+            [],
+            color=self.colour,
+            marker=self.marker,
+            linestyle=self.dash,
+            label=self.label,
+            markeredgecolor="white",
+        )
+
+
+@dataclass(frozen=True)
+class Looks:
+    """The looks of a study's identities; `sizes` and `patches` are those of the whole study, in order of growth."""
+
+    sizes: tuple[str, ...]
+    patches: tuple[int, ...]
+
+    def size(self, size: str) -> Look:
+        """A size of any patch size."""
+        spare = [name for name in self.sizes if name not in _SIZE_COLOURS]
+        colour = _SIZE_COLOURS.get(size) or _SPARE_COLOURS[spare.index(size) % len(_SPARE_COLOURS)]
+        return Look(size, colour, marker="", dash="-")
+
+    def patch(self, patch_size: int) -> Look:
+        """A patch size of any size."""
+        marker, dash = self._patch(patch_size)
+        return Look(f"patch {patch_size}", MUTED, marker, dash)
+
+    def cell(self, size: str, patch_size: int) -> Look:
+        """A size with a patch size: the size's colour, the patch's marker and dash."""
+        marker, dash = self._patch(patch_size)
+        return Look(f"{size}/{patch_size}", self.size(size).colour, marker, dash)
+
+    def block(self, block: str) -> Look:
+        """A block."""
+        return Look(*_BLOCKS[block])
+
+    def _patch(self, patch_size: int) -> tuple[str, Dash]:
+        return _PATCHES[min(self.patches.index(patch_size), len(_PATCHES) - 1)]
+
+
+def block_name(block: str) -> str:
+    """The paper's name of a block."""
+    return _BLOCKS[block][0]

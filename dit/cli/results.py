@@ -1,0 +1,60 @@
+"""Query the results table of a study, or of the paper: filter, sort, choose columns and format.
+
+The formats for reading show the main columns unless --columns names others ("all" for every one); CSV and JSON hold every column at
+full precision. Gflops count one multiply-add as one flop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from analysis.tables import FORMATS, render
+
+_HIDDEN = ("run", "study", "image_size", "tokens", "images_seen", "batch_size", "sampling_gflops", "source")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "source",
+        metavar="DIR|paper|baselines",
+        help="a study's folder; 'paper' or 'baselines' for the published numbers",
+    )
+    parser.add_argument(
+        "--where", metavar="EXPR", help="rows to show, like \"block == 'adaln_zero' and patch_size == 2\""
+    )
+    parser.add_argument("--sort", metavar="COLUMN", help="sort by a column")
+    parser.add_argument("--descending", action="store_true", help="largest first")
+    parser.add_argument("--columns", metavar="A,B,...", help="columns to show, in this order")
+    parser.add_argument("--format", choices=FORMATS, default="table")
+    parser.add_argument("--json", action="store_const", const="json", dest="format", help="same as --format json")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table to standard output, and the floors to standard error."""
+    from analysis import query
+    from analysis.results import collect
+
+    study = collect(args.source)
+    table = study.where(args.where).table
+    if args.sort:
+        table = query.sort(table, args.sort, args.descending)
+    columns = list(table.columns)
+    if args.columns and args.columns != "all":
+        columns = [name.strip() for name in args.columns.split(",")]
+        query.require_columns(table, columns)
+    elif not args.columns and args.format not in ("csv", "json"):
+        present = table.notna().any()
+        hidden = _HIDDEN if present["block"] else _HIDDEN[1:]  # where no cell says which row it is, the name does
+        columns = [name for name in columns if name not in hidden and present[name]]
+    print(render(table.to_dict("records"), columns, args.format), end="")
+    if table.empty:
+        print(f"no row of {len(study.table)} matches --where {args.where!r}", file=sys.stderr)
+    for protocol, floor in study.floors.items():
+        if protocol in set(table["protocol"]):
+            print(
+                f"floor under protocol {protocol}: {floor:.4g} (half of the real set against the other half)",
+                file=sys.stderr,
+            )
+    return 0

@@ -1,0 +1,49 @@
+"""Run what is missing of a study and resume what was interrupted; then print its results.
+
+Run it again at any time: finished cells are never run twice, a killed one goes on from its last checkpoint. Exit code 3: some failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from dit.errors import UserError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's options."""
+    parser.add_argument("study", help="a study's name, or the path of a Python file with runs()")
+    parser.add_argument("--out", type=Path, help="the study's folder (default: runs/<study>)")
+    parser.add_argument("--where", help="only cells satisfying this, such as \"size == 'S' and patch_size == 2\"")
+    parser.add_argument("--workers", type=int, help="worker processes (default: one per processor; one with an accelerator)")
+    parser.add_argument("--retry-failed", action="store_true", help="run cells again that failed before")
+    parser.add_argument("--wandb", choices=("off", "offline", "online"), default="off", help="mirror runs in Weights & Biases")
+    parser.add_argument("--log-every", type=int, default=50, help="steps per logged row (default: 50)")
+    parser.add_argument("--checkpoint-every", type=int, default=10_000, help="steps per checkpoint, besides evaluations")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Sweep; a count on standard error, then the exit code."""
+    from dit.config import RunArguments
+    from sweeps.study import declared, subset
+    from sweeps.sweep import default_workers, sweep
+
+    for name in ("workers", "log_every", "checkpoint_every"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: expected a positive whole number")
+    study = declared(args.study)
+    runs = subset(study, args.where)
+    folder = args.out or Path("runs") / study.name
+    arguments = RunArguments(log_every=args.log_every, checkpoint_every=args.checkpoint_every, wandb=args.wandb)
+
+    def tell(message: str) -> None:
+        print(message, file=sys.stderr)
+
+    workers = args.workers or default_workers()
+    outcome = sweep(study, runs, folder, arguments, workers, args.retry_failed, tell)
+    failed = f", {outcome.failed} failed (see dit status {folder})" if outcome.failed else ""
+    print(f"{outcome.done} of {outcome.cells} done{failed}", file=sys.stderr)
+    return 3 if outcome.failed else 0

@@ -1,0 +1,302 @@
+"""Latents on disk: what `dit encode` writes and training reads.
+
+A folder holds `shard-00000.arrayrecord`, ... and a `manifest.json` that says how they were made and the sha256 of each. A record is
+the autoencoder's posterior of one image: float16 of shape (2, 2, h, w, C) = (image, mirror image) x (mean, std), unscaled, then the
+label (int32, little-endian), then the image's path in UTF-8. Mean and std, so that every epoch samples the posterior afresh; both
+mirrors, because a latent cannot be mirrored. At 256 px that is 32,768 bytes of moments an image: 42 GB for ImageNet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float16
+
+from dit.errors import UserError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+# One record per chunk for random access; float16 noise does not compress (6 % with the default), so it is stored as it is.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the bytes of the shards, except the pixels themselves."""
+
+    vae_sha256: str
+    image_size: int
+    latent_size: int
+    latent_channels: int
+    latent_scale: float
+    precision: str
+    num_images: int
+    images_sha256: str
+    shard_size: int
+    classes: tuple[str, ...]
+    format: int = FORMAT
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_images // self.shard_size)
+
+    @property
+    def moments_shape(self) -> tuple[int, int, int, int, int]:
+        """(mirror, mean or std, h, w, C) of one record."""
+        return (2, 2, self.latent_size, self.latent_size, self.latent_channels)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One finished shard, and the images it had to leave out with the reason for each."""
+
+    name: str
+    records: int
+    num_bytes: int
+    sha256: str
+    broken: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """How a folder of latents was made, and its shards in order."""
+
+    settings: Settings
+    shards: tuple[Shard, ...]
+
+    @property
+    def records(self) -> int:
+        return sum(shard.records for shard in self.shards)
+
+    @property
+    def broken(self) -> tuple[tuple[str, str], ...]:
+        return tuple(entry for shard in self.shards for entry in shard.broken)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.settings.classes)
+
+    @property
+    def identity(self) -> str:
+        """A sha256 that changes whenever any record may have: what a run's identity should include for its data."""
+        return hashlib.sha256(to_json(self).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image's posterior, unscaled."""
+
+    moments: Float16[np.ndarray, "2 2 h w C"]
+    label: int
+    image_id: str
+
+
+def pack(record: Record) -> bytes:
+    """The bytes of a record as they are stored."""
+    moments = np.ascontiguousarray(record.moments, dtype="<f2")
+    return moments.tobytes() + np.int32(record.label).astype("<i4").tobytes() + record.image_id.encode()
+
+
+def unpack(data: bytes, shape: tuple[int, ...]) -> Record:
+    """The record in `data`, whose moments have `shape`; a view, nothing is copied."""
+    size = 2 * int(np.prod(shape))
+    moments = np.frombuffer(data, "<f2", count=size // 2).reshape(shape)
+    label = int(np.frombuffer(data, "<i4", count=1, offset=size)[0])
+    return Record(moments, label, data[size + 4 :].decode())
+
+
+def shard_name(index: int) -> str:
+    return f"shard-{index:05d}.arrayrecord"
+
+
+class ShardWriter:
+    """Writes one shard so that a name of a shard always stands for a whole one: temporary file, fsync, then rename.
+
+    The shard counts as finished once its `.json` note exists, which is written last in the same way.
+    """
+
+    def __init__(self, folder: Path, name: str):
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        self._folder, self._name, self._records = folder, name, 0
+        self._temporary = folder / f"{name}.tmp"
+        self._writer = ArrayRecordWriter(str(self._temporary), _WRITER_OPTIONS)
+
+    def write(self, record: Record) -> None:
+        self._writer.write(pack(record))
+        self._records += 1
+
+    def finish(self, broken: Sequence[tuple[str, str]]) -> Shard:
+        self._writer.close()
+        with self._temporary.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        size = self._temporary.stat().st_size
+        self._temporary.replace(self._folder / self._name)
+        shard = Shard(self._name, self._records, size, digest, tuple(broken))
+        write_json(note_path(self._folder, self._name), shard)
+        return shard
+
+    def abandon(self) -> None:
+        """Remove what was written; used on the way out of an error, so a second failure is not interesting."""
+        with contextlib.suppress(RuntimeError):
+            self._writer.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+def note_path(folder: Path, name: str) -> Path:
+    return folder / f"{Path(name).stem}.json"
+
+
+def finished_shard(folder: Path, name: str) -> Shard | None:
+    """The note of a shard that was finished earlier and still has its size, else None."""
+    try:
+        shard = _shard(json.loads(note_path(folder, name).read_text()))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    whole = (folder / name).exists() and (folder / name).stat().st_size == shard.num_bytes
+    return shard if whole else None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` in one step, on disk before it has its name."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w") as file:
+            file.write(to_json(value))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(dataclasses.asdict(value), indent=1) + "\n"
+
+
+def parse_settings(text: str, source: str) -> Settings:
+    """The settings in `text`, which came from `source`."""
+    return _settings(_parse(text, source), source)
+
+
+def parse_manifest(text: str, source: str) -> Manifest:
+    """The manifest in `text`, which came from `source`; checked for being whole, not against the shards."""
+    raw = _parse(text, source)
+    try:
+        manifest = Manifest(_settings(raw["settings"], source), tuple(map(_shard, raw["shards"])))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{source} is not a manifest of latents ({error!r}); encode the images again") from error
+    if len(manifest.shards) != manifest.settings.num_shards or not manifest.records:
+        raise UserError(f"{source} lists {len(manifest.shards)} shards; expected {manifest.settings.num_shards}")
+    return manifest
+
+
+def _parse(text: str, source: str) -> dict[str, Any]:
+    try:
+        raw = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{source} is damaged ({error}); copy or encode it again") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{source} is not a manifest of latents; expected what `dit encode` writes")
+    return raw
+
+
+def _settings(raw: dict[str, Any], source: str) -> Settings:
+    if raw.get("format") != FORMAT:
+        raise UserError(
+            f"{source} has format {raw.get('format')!r}; this version reads {FORMAT}: encode the images again"
+        )
+    try:
+        return Settings(**{**raw, "classes": tuple(raw["classes"])})
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{source} is not a manifest of latents ({error!r}); encode the images again") from error
+
+
+def _shard(raw: dict[str, Any]) -> Shard:
+    return Shard(**{**raw, "broken": tuple((path, reason) for path, reason in raw["broken"])})
+
+
+def open_latents(path: str | Path, *, verify: bool = True, cache: str | Path | None = None) -> tuple[Path, Manifest]:
+    """(local folder, manifest) of the latents at `path`: a folder, or a URL such as `gs://bucket/latents`.
+
+    Shards at a URL are copied once to `cache` (default: `dit-latents` in the temporary folder) and read from there. Every shard's
+    sha256 is compared with the manifest, on all cores; `verify=False` compares sizes only. Raises UserError naming the shard.
+    """
+    import fsspec
+    from fsspec.implementations.local import LocalFileSystem
+
+    try:
+        remote, root = fsspec.core.url_to_fs(str(path))
+    except (ImportError, ValueError) as error:
+        raise UserError(f"cannot open {path}: {error} (for gs:// install gcsfs)") from error
+    root = root.rstrip("/")
+    try:
+        manifest = parse_manifest(remote.cat_file(f"{root}/{MANIFEST}").decode(), f"{path}/{MANIFEST}")
+    except OSError as error:
+        raise UserError(
+            f"no latents at {path}: {MANIFEST} cannot be read ({error}); make them with `dit encode`, to its end"
+        ) from error
+    local = isinstance(remote, LocalFileSystem)
+    base = Path(cache) if cache else Path(tempfile.gettempdir()) / "dit-latents"
+    folder = Path(root) if local else base / manifest.identity[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def check(shard: Shard) -> None:
+        if not local:
+            _stage(remote, f"{root}/{shard.name}", folder, shard)
+        _check(folder / shard.name, shard, verify)
+
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        list(pool.map(check, manifest.shards))
+    return folder, manifest
+
+
+def _stage(remote: Any, source: str, folder: Path, shard: Shard) -> None:
+    """Copy one remote shard unless it is here already."""
+    target = folder / shard.name
+    if target.exists() and target.stat().st_size == shard.num_bytes:
+        return
+    temporary = folder / f"{shard.name}.{os.getpid()}.tmp"
+    try:
+        remote.get_file(source, str(temporary))
+        # Whatever arrived is checked before it gets the shard's name, so a bad copy is fetched again next time.
+        _check(temporary, shard, verify=True)
+        temporary.replace(target)
+    except OSError as error:
+        raise UserError(f"cannot copy {source} to {folder}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check(path: Path, shard: Shard, verify: bool) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError:
+        raise UserError(f"shard {shard.name} is missing from {path.parent}; copy it again") from None
+    if size != shard.num_bytes:
+        raise UserError(
+            f"shard {path} has {size:,} bytes; its manifest says {shard.num_bytes:,}: copy or encode it again"
+        )
+    if not verify:
+        return
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != shard.sha256:
+        raise UserError(f"shard {path} is corrupted: sha256 {digest[:12]}..., its manifest says {shard.sha256[:12]}...")

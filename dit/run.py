@@ -1,0 +1,156 @@
+"""One run from its configuration to its rows: train, checkpoint, sample, score, and take up again what was interrupted.
+
+At every stop (an evaluation's step, a checkpoint's, the last) the state is saved before anything is scored, so a kill at any point
+costs at most the steps since the last stop, and what is done again gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from dit import store
+from dit.checkpoint import Checkpoints
+from dit.config import Evaluation, RunArguments, RunConfig
+from dit.data import Dataset, ImageDataset, load_images
+from dit.environment import environment
+from dit.errors import UserError
+from dit.images import to_uint8
+from dit.mirror import Mirror
+from dit.rows import score_row
+from dit.sampling import Sampler
+from dit.scoring import protocol_hash, scorer
+from dit.store import MetricsWriter, RunStore
+from dit.train import NonFiniteLoss, Program, TrainState, build, train
+
+KEPT_SAMPLES = 16
+"""Images kept of each evaluation, for the figures."""
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def execute(folder: Path, study: str, run: RunConfig, arguments: RunArguments, report: Report) -> str:
+    """Bring one run of a study to its end and return its final state, `done` or `failed`.
+
+    A failure is recorded as a status with its reason, never raised; `report` is told of steps, scores and warnings as they come.
+    """
+    record = RunStore(folder, run)
+    with store.exclusive(record.path / ".lock"):
+        attempt = record.status()["attempt"] + 1
+        progress = {"step": record.status()["step"], "attempt": attempt}
+        try:
+            record.create()
+            store.write_json(record.path / f"environment-{attempt:04d}.json", environment())
+            record.set_status(store.RUNNING, **progress)
+            _Execution(record, study, arguments, report, progress).finish()
+        except Exception as error:  # whatever stops this cell, the others go on
+            reason = str(error) if isinstance(error, UserError | NonFiniteLoss) else f"{type(error).__name__}: {error}"
+            if isinstance(error, NonFiniteLoss):
+                progress["step"] = error.step
+            reason = " ".join(reason.split())
+            record.set_status(store.FAILED, **progress, reason=reason)
+            report({"event": "failed", "reason": reason})
+            return store.FAILED
+        record.set_status(store.DONE, **progress)
+        return store.DONE
+
+
+class _Execution:
+    """The parts of one attempt, made once and used at every stop."""
+
+    def __init__(self, record: RunStore, study: str, arguments: RunArguments, report: Report, progress: dict[str, Any]):
+        self.record, self.run, self.study = record, record.run, study
+        self.arguments, self.report, self.progress = arguments, report, progress
+        self.program: Program = build(self.run)
+        self.checkpoints = Checkpoints(record.path / "checkpoints", self.run.hash)
+        self.averages = Checkpoints(record.path / "ema", self.run.hash)
+        self.sampler = Sampler(self.program.model, self.run.model, self.run.diffusion, arguments.sample_batch_size)
+        self.mirror = Mirror(arguments.wandb, self.run, study, record.path, self._warn)
+
+    def finish(self) -> None:
+        """Do what is missing: the steps, then at each stop the evaluations."""
+        state = self._restore()
+        for evaluation in self.record.missing_evaluations():
+            if evaluation.step < self.progress["step"]:
+                self._evaluate(evaluation, self._kept_average(evaluation, state))
+        self._evaluate_now(state)
+        dataset = self._dataset()
+        metrics = MetricsWriter(self.record.path, self.progress["attempt"])
+        for stop in self._stops():
+            state = train(
+                self.run, self.program, state, dataset, stop, self.arguments.log_every, lambda row: self._log(metrics, row)
+            )
+            metrics.sync()
+            self._save(stop, state)
+            self._evaluate_now(state)
+            self.checkpoints.prune(self.arguments.keep_checkpoints)
+        metrics.close()
+        self.mirror.close()
+
+    def _restore(self) -> TrainState:
+        abstract = jax.eval_shape(self.program.init)
+        restored = self.checkpoints.restore_latest(abstract, self._warn)
+        if restored is None:
+            self.progress["step"] = 0
+            return self.program.init()
+        self.progress["step"], state = restored
+        return state
+
+    def _stops(self) -> list[int]:
+        every = self.arguments.checkpoint_every
+        stops = {e.step for e in self.run.evaluations} | set(range(every, self.run.steps, every)) | {self.run.steps}
+        return sorted(stop for stop in stops if stop > self.progress["step"])
+
+    def _save(self, step: int, state: TrainState) -> None:
+        if any(e.step == step for e in self.run.evaluations):
+            self.averages.save(step, state.ema)
+        self.checkpoints.save(step, state)
+        self.progress["step"] = step
+        self.record.set_status(store.RUNNING, **self.progress)
+
+    def _evaluate_now(self, state: TrainState) -> None:
+        for evaluation in self.record.missing_evaluations():
+            if evaluation.step == self.progress["step"]:
+                self._evaluate(evaluation, state.ema if evaluation.ema else state.params)
+
+    def _kept_average(self, evaluation: Evaluation, state: TrainState) -> PyTree:
+        if not evaluation.ema or evaluation.step not in self.averages.steps():
+            raise UserError(
+                f"no {'averaged' if evaluation.ema else 'raw'} weights are kept of step {evaluation.step}, which training has passed: "
+                "declare the evaluation before training, or move the run's folder away to train it again"
+            )
+        return self.averages.restore(evaluation.step, state.ema)
+
+    def _evaluate(self, evaluation: Evaluation, params: PyTree) -> None:
+        self.report({"event": "score", "step": evaluation.step})
+        judge = scorer(evaluation.features)
+        drawn = list(self.sampler.draw(params, evaluation, 0, evaluation.num_samples))
+        images = to_uint8(np.concatenate([batch.images for batch in drawn]))
+        labels = np.concatenate([batch.labels for batch in drawn])
+        protocol = judge.protocol(self.run, evaluation)
+        row = score_row(self.run, self.study, evaluation, judge.score(images), protocol_hash(protocol))
+        kept = self.record.samples_path(evaluation)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with open(kept, "wb") as file:
+            np.savez(file, images=images[:KEPT_SAMPLES], labels=labels[:KEPT_SAMPLES])
+        value = {"schema_version": store.SCHEMA_VERSION, "row": row, "protocol": protocol, "floor": judge.floor}
+        store.write_json(self.record.evaluation_path(evaluation), value)
+        self.mirror.log({key: row[key] for key in ("step", "train_gflops", evaluation.metric)})
+        self.report({"event": "scored", "step": evaluation.step, evaluation.metric: row[evaluation.metric]})
+
+    def _log(self, metrics: MetricsWriter, row: dict[str, Any]) -> None:
+        metrics.write(row)
+        self.mirror.log(row)
+        self.progress["loss"] = row["loss"]
+        self.report({"event": "step", **row})
+
+    def _warn(self, message: str) -> None:
+        self.report({"event": "warning", "message": message})
+
+    def _dataset(self) -> Dataset:
+        return ImageDataset(*load_images(self.run.data.name), self.run.batch_size, self.run.seed)

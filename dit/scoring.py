@@ -1,0 +1,84 @@
+"""Scores of a run's samples, with the protocol that makes them comparable.
+
+A scorer holds one feature extractor, the statistics of the whole real data set under it, and the floor: the distance between one
+half of the real images and the other, which no model can be expected to beat by much.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from dit.classifier import small_image_extractor
+from dit.config import Evaluation, RunConfig, digest
+from dit.data import load_images
+from dit.errors import UserError
+from dit.extractors import Extractor
+from dit.metrics.frechet import Gaussian, frechet_distance
+from dit.metrics.moments import Moments
+
+
+@dataclass(frozen=True, eq=False)
+class Scorer:
+    """An extractor with the real images' statistics under it."""
+
+    extractor: Extractor
+    reference: Gaussian
+    reference_sha256: str
+    floor: float
+
+    def score(self, images: UInt8[np.ndarray, "B H W C"]) -> float:
+        """Fréchet distance of the images' pooled features to those of the whole real set."""
+        return frechet_distance(_gaussian(self.extractor.extract(images).pooled), self.reference)
+
+    def protocol(self, run: RunConfig, evaluation: Evaluation) -> dict[str, Any]:
+        """Everything under which a score is taken; two scores compare only if these are equal."""
+        declared = dataclasses.asdict(evaluation)
+        del declared["step"]
+        return {
+            **declared,
+            "extractor": self.extractor.name,
+            "extractor_sha256": self.extractor.weights_sha256,
+            "resize": self.extractor.resize,
+            "reference": run.data.name,
+            "reference_sha256": self.reference_sha256,
+            "metric": evaluation.metric,
+            "timesteps": run.diffusion.timesteps,
+        }
+
+
+def protocol_hash(protocol: dict[str, Any]) -> str:
+    """Twelve hexadecimal digits that stand for a protocol."""
+    return digest(protocol)
+
+
+@functools.cache
+def scorer(features: str) -> Scorer:
+    """The scorer of the small-image features named after a data set; made once per process.
+
+    Raises:
+        UserError: for features that no extractor here provides.
+    """
+    if features not in ("digits", "mnist"):
+        raise UserError(
+            f"features '{features}' cannot be scored while training: expected digits or mnist; "
+            "score saved samples of other data with `dit evaluate`"
+        )
+    extractor = small_image_extractor(features)
+    images, _ = load_images(features)
+    pooled = extractor.extract(images).pooled
+    order = np.random.default_rng(0).permutation(len(pooled))
+    half = len(pooled) // 2
+    floor = frechet_distance(_gaussian(pooled[order[:half]]), _gaussian(pooled[order[half:]]))
+    sha256 = hashlib.sha256(images.tobytes() + extractor.weights_sha256.encode()).hexdigest()
+    return Scorer(extractor, _gaussian(pooled), sha256, floor)
+
+
+def _gaussian(features: np.ndarray) -> Gaussian:
+    return Moments(features.shape[1]).update(features).gaussian()

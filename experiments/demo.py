@@ -1,0 +1,45 @@
+"""Does the paper's design space keep its order on real images that fit a laptop?
+
+Question: on 8x8 digits, does the Fréchet distance fall as Gflops grow, along model size and along patch size, for each of the four
+blocks, and which block is best at equal training?
+Command: `dit sweep demo` (or `make demo`).
+Cost: 48 cells on two CPU cores in about ten minutes.
+Expectation: the distance falls with Gflops within each patch size and within each size; adaLN-Zero is the best block for most cells.
+
+The `nano` ladder keeps the paper's order of growth; patches of 1, 2 and 4 on 8x8 images keep its factor of four in tokens from one
+patch size to the next. The learning rate and the moving average suit a run of hundreds of steps rather than hundreds of thousands.
+"""
+
+from dit.config import BLOCKS, DATASETS, SIZES, Evaluation, OptimConfig, RunConfig, model_config
+
+DATA = DATASETS["digits"]
+PATCH_SIZES = (4, 2, 1)
+STEPS = 600
+SCORED_STEPS = (200, 400, 600)
+SAMPLING_STEPS = (16, 64, 128)
+OPTIM = OptimConfig(learning_rate=3e-3, ema_decay=0.99)
+
+
+def evaluations(block: str, size: str) -> tuple[Evaluation, ...]:
+    """Scores along training for every cell; for adaLN-Zero's S and XL also along the number of sampling steps."""
+    scores = [Evaluation(step, "digits", num_samples=512, sampling_steps=32) for step in SCORED_STEPS]
+    if block == "adaln_zero" and size in ("S", "XL"):
+        scores += [Evaluation(STEPS, "digits", num_samples=512, sampling_steps=n) for n in SAMPLING_STEPS]
+    return tuple(scores)
+
+
+def runs() -> list[RunConfig]:
+    """Every block, size and patch size: 48 cells."""
+    return [
+        RunConfig(
+            model=model_config(block, size, patch_size, DATA, ladder="nano"),
+            data=DATA,
+            steps=STEPS,
+            batch_size=32,
+            optim=OPTIM,
+            evaluations=evaluations(block, size),
+        )
+        for block in BLOCKS
+        for size in SIZES
+        for patch_size in PATCH_SIZES
+    ]

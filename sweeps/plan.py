@@ -1,0 +1,40 @@
+"""What a study will cost, before anything runs. Gflops count one multiply-add as one flop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dit import flops
+from dit.config import RunConfig
+from dit.rows import Row, planned_row
+from dit.store import Study
+
+COLUMNS = ("run", "block", "size", "patch_size", "seed", "tokens", "params", "gflops", "batch_size", "step", "train_gflops")
+
+
+@dataclass(frozen=True)
+class Total:
+    """Compute of a set of cells in Gflops: training, and sampling for the evaluations."""
+
+    cells: int
+    train_gflops: float
+    sampling_gflops: float
+
+
+def plan(study: Study, runs: tuple[RunConfig, ...]) -> list[Row]:
+    """One row per cell, at the end of its training."""
+    return [planned_row(run, study.name) for run in runs]
+
+
+def sampling_gflops(run: RunConfig) -> float:
+    """Compute of all samples that a run's evaluations draw."""
+    return sum(
+        e.num_samples * flops.sampling_gflops(run.model, e.sampling_steps, e.cfg_scale) for e in run.evaluations
+    )
+
+
+def total(runs: tuple[RunConfig, ...]) -> Total:
+    """Compute of all cells together."""
+    return Total(
+        len(runs), sum(flops.train_gflops(run, run.steps) for run in runs), sum(sampling_gflops(run) for run in runs)
+    )

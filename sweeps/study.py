@@ -1,0 +1,84 @@
+"""From a study's name or file to its cells: load the declaration, refuse equal cells, take the subset asked for."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+import experiments
+from dit.config import RunConfig
+from dit.errors import UserError
+from dit.rows import planned_row
+from dit.store import Study
+
+
+def names() -> list[str]:
+    """The studies that come with the package."""
+    return sorted(module.name for module in pkgutil.iter_modules(experiments.__path__))
+
+
+def declared(name: str) -> Study:
+    """The study of that name, or in the Python file at that path.
+
+    Raises:
+        UserError: for an unknown name, a file that does not run, no `runs()`, no cells, or two equal cells.
+    """
+    path = Path(name)
+    if path.suffix == ".py" or "/" in name:
+        module, title = _module_at(path), path.stem
+    elif name in names():
+        module, title = importlib.import_module(f"experiments.{name}"), name
+    else:
+        raise UserError(f"unknown study '{name}': expected one of {', '.join(names())}, or the path of a Python file with runs()")
+    if not callable(getattr(module, "runs", None)):
+        raise UserError(f"study '{name}' has no runs(): define runs() -> list[RunConfig] in it")
+    runs = tuple(module.runs())
+    if not runs or not all(isinstance(run, RunConfig) for run in runs):
+        raise UserError(f"runs() of study '{name}' gave {len(runs)} cells: expected a non-empty list of RunConfig")
+    first: dict[str, int] = {}
+    for number, run in enumerate(runs):
+        if run.hash in first:
+            raise UserError(
+                f"study '{name}' has two equal cells, numbers {first[run.hash]} and {number} ({run.run}): "
+                "give them different seeds, or one cell with both evaluations"
+            )
+        first[run.hash] = number
+    return Study(title, (module.__doc__ or "").strip(), runs)
+
+
+def _module_at(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UserError(f"no study file at {path}: expected a Python file with runs(), or one of {', '.join(names())}")
+    spec = importlib.util.spec_from_file_location(f"study_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is not a Python file: expected a study module with runs()")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:  # the user's own code: say where it broke
+        line = traceback.extract_tb(error.__traceback__)[-1].lineno
+        raise UserError(f"study file {path} failed at line {line}: {type(error).__name__}: {error}") from error
+    return module
+
+
+def subset(study: Study, where: str | None) -> tuple[RunConfig, ...]:
+    """The cells whose planned row satisfies `where`, all without it.
+
+    Raises:
+        UserError: if the expression does not parse, names an unknown column, or matches no cell.
+    """
+    if where is None:
+        return study.runs
+    from analysis.query import select
+
+    rows = [planned_row(run, study.name) for run in study.runs]
+    chosen = {row["run"] for row in select(rows, where)}
+    if not chosen:
+        raise UserError(f"no cell of study '{study.name}' satisfies {where!r}: loosen --where")
+    return tuple(run for run in study.runs if run.run in chosen)

@@ -1,0 +1,87 @@
+"""Run what is missing of a study: the declaration against what the folder already holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dit.config import RunArguments, RunConfig
+from dit.errors import UserError
+from dit.store import FAILED, Busy, RunStore, Study, exclusive, save_study
+from sweeps.local import run_cells
+from sweeps.progress import Progress, work
+
+ACCELERATORS = ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0", "/dev/kfd")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Cells asked for, and how many of them are done and failed now."""
+
+    cells: int
+    done: int
+    failed: int
+
+
+def default_workers() -> int:
+    """One worker per processor, eight at most; one in all where an accelerator is to be shared."""
+    if os.environ.get("JAX_PLATFORMS", "") != "cpu" and any(os.path.exists(path) for path in ACCELERATORS):
+        return 1
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(count, 8)
+
+
+def sweep(
+    study: Study,
+    runs: tuple[RunConfig, ...],
+    folder: Path,
+    arguments: RunArguments,
+    workers: int,
+    retry_failed: bool,
+    tell: Callable[[str], None],
+) -> Outcome:
+    """Bring the chosen cells of a study to their end, the longest first; what is done already is not touched.
+
+    A cell that failed before is left failed unless `retry_failed`.
+
+    Raises:
+        UserError: if the folder is another study's, a file, of a newer schema, or in use by another sweep.
+    """
+    save_study(folder, study)
+    try:
+        with exclusive(folder / ".lock"):
+            records = [RunStore(folder, run) for run in runs]
+            done = {record.run.run for record in records if record.is_done()}
+            failed = {record.run.run for record in records if record.status()["state"] == FAILED}
+            left_out = set() if retry_failed else failed
+            missing = [run for run in runs if run.run not in done | left_out]
+            if missing:
+                missing.sort(key=work, reverse=True)
+                progress = Progress(missing, len(done))
+                try:
+                    run_cells(folder, study.name, missing, arguments, workers, progress)
+                finally:
+                    progress.close()
+            elif left_out:
+                tell(f"{len(left_out)} failed before and were left so: --retry-failed runs them again")
+            states = [record.is_done() for record in records]
+            now_failed = sum(record.status()["state"] == FAILED for record in records)
+            return Outcome(len(runs), sum(states), now_failed)
+    except Busy as error:
+        raise UserError(f"another sweep is running in {folder}: wait for it, or watch it with `dit status {folder} --watch`") from error
+
+
+def statuses(study: Study, folder: Path) -> list[dict[str, Any]]:
+    """Each cell's planned row with its state, last step and loss, and best score so far."""
+    rows = []
+    for run in study.runs:
+        record = RunStore(folder, run)
+        status = record.status()
+        scores = [row["row"] for row in record.evaluations()]
+        metrics = sorted({e.metric for e in run.evaluations})
+        best = {m: min((row[m] for row in scores if row.get(m) is not None), default=None) for m in metrics}
+        rows.append({"run": run, "status": status, "best": best, "done": record.is_done(), "scores": len(scores)})
+    return rows

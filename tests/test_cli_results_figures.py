@@ -1,0 +1,104 @@
+"""`dit results` and `dit figures` from the command line: what goes to which stream, and bad input."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from synthetic_study import cells, write_study
+
+from dit.cli import main
+
+RUNS = cells(blocks=("adaln_zero",), sizes=("S", "B"), patches=(4, 2), sampling=())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(write_study(tmp_path_factory.mktemp("study") / "demo", RUNS, failed={3: "stopped"}))
+
+
+def test_a_query_filters_sorts_and_chooses_columns(folder, capsys):
+    arguments = [
+        "--where",
+        "step == 1000 and patch_size == 4",
+        "--sort",
+        "fd_digits",
+        "--columns",
+        "size,fd_digits",
+        "--json",
+    ]
+    assert main(["results", folder, *arguments]) == 0
+    out, err = capsys.readouterr()
+    table = json.loads(out)
+    assert [row["size"] for row in table] == ["B", "S"]
+    assert list(table[0]) == ["size", "fd_digits"]
+    assert "floor" in err
+    assert main(["results", folder, *arguments, "--descending"]) == 0
+    assert json.loads(capsys.readouterr().out) == table[::-1]
+
+
+def test_json_is_every_column_with_null_where_a_failed_run_has_no_score(folder, capsys):
+    assert main(["results", folder, "--json"]) == 0
+    failed = [row for row in json.loads(capsys.readouterr().out) if row["status"] == "failed"]
+    assert len(failed) == 1
+    assert failed[0]["fd_digits"] is None
+    assert failed[0]["reason"] == "stopped"
+
+
+@pytest.mark.parametrize("style", ["table", "csv", "markdown", "latex"])
+def test_every_format_prints(folder, capsys, style):
+    assert main(["results", folder, "--format", style]) == 0
+    assert "fd" in capsys.readouterr().out
+
+
+def test_no_match_prints_the_header_and_says_so(folder, capsys):
+    assert main(["results", folder, "--where", "size == 'XL'", "--format", "csv"]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1
+    assert "no row of" in err
+
+
+def test_the_published_table_prints(capsys):
+    assert main(["results", "paper", "--where", "step == 7000000", "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert {row["source"].split()[-1] for row in table} == {"2", "4", "5"}
+    assert main(["results", "baselines"]) == 0
+    assert "LDM-4-G" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["results", "DIR", "--where", "size =="], "does not parse"),
+        (["results", "DIR", "--where", "colour == 1"], "'colour' is not defined"),
+        (["results", "DIR", "--sort", "fid"], "unknown column 'fid'"),
+        (["results", "DIR", "--columns", "run,speed"], "unknown column 'speed'"),
+        (["results", "nowhere"], "no folder nowhere"),
+        (["figures", "nowhere"], "no folder nowhere"),
+        (["figures", "DIR", "--only", "fig99"], "unknown figure 'fig99'"),
+        (["figures", "DIR", "--out", "DIR/study.json"], "study.json is a file"),
+        (["figures", "DIR", "--where", "size"], "true or false"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(folder, capsys, arguments, message):
+    assert main([argument.replace("DIR", folder) for argument in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_figures_go_into_the_studys_folder_and_skipped_ones_to_standard_error(folder, capsys):
+    assert main(["figures", folder, "--only", "fig8,fig10"]) == 0
+    out, err = capsys.readouterr()
+    assert out.split() == [f"{folder}/figures/fig8.{kind}" for kind in ("pdf", "png", "json")]
+    assert err.startswith("fig10 skipped: no model is on record")
+
+
+def test_neither_jax_nor_for_listing_pandas_is_imported():
+    code = (
+        "import sys, analysis, analysis.published, dit.cli.flops, dit.cli.results, dit.cli.figures; "
+        "assert not {'pandas', 'matplotlib', 'jax'} & set(sys.modules); "
+        "import analysis.figures.registry; assert 'jax' not in sys.modules and 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
