@@ -25,8 +25,8 @@ def metric_label(protocol: Protocol) -> str:
     """The truthful axis label of the protocol's score: "FID-50K" only for Inception features."""
     samples = protocol["num_samples"]
     if protocol["features"] == "inception":
-        return f"FID-{samples // 1000}K" if samples % 1000 == 0 else f"FID ({samples} samples)"
-    return f"FD ({protocol['features']} features, {samples} samples)"
+        return f"FID-{samples // 1000}K" if samples % 1000 == 0 else f"FID ({samples:,} samples)"
+    return f"FD ({protocol['features']} features, {samples:,} samples)"
 
 
 def describe(protocol: Protocol) -> str:

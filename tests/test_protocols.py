@@ -45,9 +45,9 @@ def test_a_part_that_is_varied_on_purpose_may_differ_and_nothing_else():
 
 def test_the_order_of_the_parts_does_not_matter():
     reordered = {"aaa": BASE, "eee": dict(reversed(BASE.items()))}
-    rows = table(("a", 1, 0, "aaa"), ("b", 1, 0, "eee"))
+    rows = table(("a", 1, 0, "aaa"), ("b", 1, 0, "eee"), ("c", 1, 0, "eee"))
     assert protocols.require_one_protocol(rows, reordered) == BASE
-    assert len(protocols.main_protocol(rows, reordered)) == 2
+    assert len(protocols.main_protocol(rows, reordered)) == 3
 
 
 def test_no_score_is_an_error():
@@ -70,4 +70,5 @@ def test_labels_tell_the_features_and_the_samples():
     assert protocols.metric_label(BASE) == "FD (digits features, 512 samples)"
     assert protocols.metric(KNOWN["ddd"]) == "fid"
     assert protocols.metric_label(KNOWN["ddd"]) == "FID-50K"
+    assert protocols.metric_label({**KNOWN["ddd"], "num_samples": 1234}) == "FID (1,234 samples)"
     assert "guidance 1.5" in protocols.describe(KNOWN["ccc"])

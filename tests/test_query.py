@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from analysis import query
 from analysis.frames import frame
-from analysis.tables import CONVENTION, render
+from analysis.tables import CONVENTION, plain, render
 from dit.errors import UserError
 
 ROWS = [
@@ -41,7 +43,8 @@ def test_selected_rows_of_a_plan_are_the_same_objects():
 
 @pytest.mark.parametrize(
     "expression",
-    ["size ==", "(", "", "size == 'S' if", "colour == 'red'", "patch_size", "1", "True", "patch_size = 2", "@ROWS", "size > 2",
+    ["size ==", "(", "", "size == 'S' if", "colour == 'red'", "patch_size", "1", "True", "patch_size = 2", "@ROWS", "run == @expression",
+     "size > 2",
      "gflops.nothing == 1", "[1]", "lambda row: True", "print(size)", "size == 'S'\nseed == 0", "gflops.max() > 0"],
 )  # fmt: skip
 def test_a_bad_expression_is_one_line_that_names_it_and_the_columns(expression):
@@ -50,6 +53,11 @@ def test_a_bad_expression_is_one_line_that_names_it_and_the_columns(expression):
     assert "\n" not in str(error.value)
     assert "--where" in str(error.value)
     assert "patch_size, seed" in str(error.value)
+
+
+def test_names_outside_the_table_are_out_of_reach():
+    with pytest.raises(UserError, match="has an '@'"):
+        query.filter_rows(frame(ROWS), "run == @expression")
 
 
 def test_sorting_puts_gaps_last_both_ways():
@@ -69,6 +77,13 @@ def test_json_has_full_precision_and_null_for_gaps():
     back = json.loads(render(frame(ROWS).to_dict("records"), COLUMNS, "json"))
     assert back == ROWS
     assert list(back[0]) == COLUMNS
+
+
+def test_numbers_of_other_libraries_become_pythons():
+    assert plain(pd.NA) is None
+    assert plain(float("inf")) is None
+    assert type(plain(np.int64(3))) is int
+    assert type(plain(np.float32(0.5))) is float
 
 
 def test_csv_has_full_precision_and_empty_gaps():

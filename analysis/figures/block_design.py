@@ -51,7 +51,7 @@ def block_design(study: StudyResults) -> Drawing:
             )
         axes.set_xticks(range(len(order)), [looks.block(block).label for block in order])
         axes.grid(visible=False, axis="x")
-        axes.margins(y=0.12)
+        axes.set_ylim(0.0, 1.1 * means.max())
         axes.set_ylabel(shown.label)
         title(axes, f"{size}/{patch} after {int(rows['step'].iloc[0]):,} steps")
     else:
@@ -89,7 +89,7 @@ def block_design_grid(study: StudyResults) -> Drawing:
             floor_line(axes, shown)
             title(axes, f"{size}/{patch}")
             step_axis(axes, shown.rows["step"].max(), label=size == sizes[-1])
-        score_axis(line[0], shown.of(shown.rows[shown.rows["size"] == size]), label=False)
+        score_axis(line[0], shown.of(shown.rows[shown.rows["size"] == size]), log=shown.spans_decades, label=False)
     figure.supylabel(shown.label, fontsize=7.5)
     blocks = [looks.block(block) for block in BLOCKS if block in set(shown.rows["block"])]
     legend(figure, blocks, floor=shown.shows_floor, seeds=seeds)

@@ -119,7 +119,9 @@ class _Panels:
         for axes, _, points in self.parts():
             last = points.groupby(["size", "patch_size"]).tail(1)
             cells = zip(last[self.x], last["mean"], last["size"], last["patch_size"])
-            panels.append((axes, [Point(float(x), float(y), f"{size}/{patch}", INK) for x, y, size, patch in cells]))
+            named = [Point(float(x), float(y), f"{size}/{patch}", INK) for x, y, size, patch in cells]
+            rest = points.drop(index=last.index)
+            panels.append((axes, [*named, *(Point(float(x), float(y)) for x, y in zip(rest[self.x], rest["mean"]))]))
         label_points(self.figure, panels)
 
 
@@ -182,14 +184,5 @@ def _correlation_panel(axes: Axes, points: Frame, looks: Looks, correlation: flo
             [point.gflops], [point.mean], yerr=[0.0 if np.isnan(point.sd) else point.sd], color=look.colour,
             marker=look.marker, markersize=5, markeredgecolor="white", elinewidth=0.8, zorder=3,
         )  # fmt: skip
-    value = f"{correlation:.2f}".replace("-", "−")
-    axes.annotate(
-        f"r = {value}",
-        (0.97, 0.95),
-        xycoords="axes fraction",
-        ha="right",
-        va="top",
-        fontsize=8,
-        color=INK,
-        fontweight="bold",
-    )
+    text = f"r = {correlation:.2f}".replace("-", "−")
+    axes.set_title(text, color=INK, loc="right")

@@ -26,6 +26,7 @@ MAIN_BLOCK = "adaln_zero"  # the paper's scaling figures show this block
 
 _FLOOR_DASH = (0, (2, 2))
 _FOOT_SIZE = 5.5
+_ROOM = 0.13  # of the scores' range, left free above and below them
 
 
 class Skipped(Exception):
@@ -56,6 +57,12 @@ class Scores:
     def shows_floor(self) -> bool:
         """Whether the floor lies within a factor of three of the lowest score; further away it would flatten the curves."""
         return self.floor is not None and 3 * self.floor >= self.rows[self.metric].min()
+
+    @property
+    def spans_decades(self) -> bool:
+        """Whether the scores span more than a factor of ten, so that a linear axis would hide the lower ones."""
+        values = self.rows[self.metric]
+        return bool(0 < 10 * values.min() < values.max())
 
     def of(self, rows: Frame) -> Scores:
         """The same scores, fewer rows."""
@@ -94,7 +101,7 @@ def over_seeds(rows: Frame, by: list[str], metric: str) -> Frame:
 
 
 def grid_blocks(rows: Frame, least: int = 3) -> list[str]:
-    """The blocks with at least `least` cells, in the order of the configuration; the paper's scaling block last (it is drawn on top)."""
+    """The blocks with at least `least` cells, in the order of the configuration."""
     cells = rows.drop_duplicates(["block", "size", "patch_size"]).groupby("block").size()
     return [block for block in BLOCKS if cells.get(block, 0) >= least]
 
@@ -114,7 +121,7 @@ def new_figure(
     return figure, figure.subplots(rows, cols, squeeze=False, **options).tolist()
 
 
-def curve(axes: Axes, points: Frame, x: str, look: Look, markers: bool = True) -> None:
+def curve(axes: Axes, points: Frame, x: str, look: Look) -> None:
     """A line through the means over seeds, with a band of one standard deviation where there are seeds."""
     at, mean = points[x].astype(float).to_numpy(), points["mean"].to_numpy()
     axes.plot(
@@ -122,7 +129,7 @@ def curve(axes: Axes, points: Frame, x: str, look: Look, markers: bool = True) -
         mean,
         color=look.colour,
         linestyle=look.dash,
-        marker=look.marker if markers else "",
+        marker=look.marker,
         markeredgecolor="white",
         zorder=3,
     )
@@ -132,27 +139,32 @@ def curve(axes: Axes, points: Frame, x: str, look: Look, markers: bool = True) -
 
 
 def floor_line(axes: Axes, scores: Scores) -> None:
-    """The floor as a thin line, where it is near enough to be seen: no score below it means anything."""
+    """The floor as a thin line, where it is near enough to be seen; scores at or below it cannot be told apart."""
     if scores.floor is not None and scores.shows_floor:
         axes.axhline(scores.floor, color=MUTED, linewidth=0.7, linestyle=_FLOOR_DASH, zorder=1)
 
 
 def score_axis(axes: Axes, scores: Scores, log: bool | None = None, label: bool = True) -> None:
-    """Label and scale the vertical axis: from zero, or logarithmic (unless told) where scores span more than a factor of ten."""
+    """Label and scale the vertical axis: linear, or (unless told) logarithmic where scores span more than a factor of ten.
+
+    A linear axis starts at zero, a distance's true end, unless all scores are so far from it that they would huddle at the top.
+    """
     values = scores.rows[scores.metric]
-    if log if log is not None else 0 < 10 * values.min() < values.max():
+    if scores.spans_decades if log is None else log:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.set_ylim(bottom=min(0.0, values.min()))
+        low, high = float(values.min()), float(values.max())
+        bottom = 0.0 if 0 <= low < 0.5 * high else low - _ROOM * (high - low)
+        axes.set_ylim(bottom, high + _ROOM * (high - bottom or 1.0))
     if label:
         axes.set_ylabel(scores.label)
 
 
 def step_axis(axes: Axes, last_step: float, label: bool = True) -> None:
-    """Training steps from zero, in thousands where they are many."""
+    """Training steps, in thousands where they are many."""
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     if last_step >= 10_000:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:g}K"))

@@ -13,12 +13,12 @@ _PLACES = ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
 
 @dataclass(frozen=True)
 class Point:
-    """A labelled point in data coordinates; `radius` is that of its marker in typographic points."""
+    """A point in data coordinates, with a label or only to keep labels off; `radius` is its marker's, in typographic points."""
 
     x: float
     y: float
-    text: str
-    colour: str
+    text: str = ""
+    colour: str = ""
     radius: float = 3.0
 
 
@@ -36,6 +36,8 @@ def _label_panel(axes: Axes, points: list[Point], size: float, scale: float) -> 
     bounds = (frame.x0 * scale, frame.y0 * scale, frame.x1 * scale, frame.y1 * scale)
     taken = [(x - p.radius, y - p.radius, x + p.radius, y + p.radius) for (x, y), p in zip(at, points)]
     for (x, y), point in zip(at, points):
+        if not point.text:
+            continue
         width, height = len(point.text) * _CHARACTER * size, _LINE * size
         best = None
         for place, (right, up) in enumerate(_PLACES):

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from analysis.figures.drawing import Drawing, Skipped, foot, legend, looks_of, new_figure, step_axis, title
 from analysis.results import StudyResults, losses
 from analysis.style import Look, block_name
-from dit.config import BLOCKS
+from dit.config import BLOCKS, digest
 
 _WINDOW = 0.04  # of a curve's logged rows: the span of the running mean
 
@@ -48,17 +48,23 @@ def training_loss(study: StudyResults) -> Drawing:
     _limits(panels[0][0], list(curves.values()))
     figure.supylabel("Training loss", fontsize=7.5)
     legend(figure, [looks.size(size) for size in sizes])
-    foot(
-        figure,
-        f"Study “{study.name}”. Running mean over {_WINDOW:.0%} of the logged rows; seeds averaged.".replace("%", " %"),
+    how = (
+        f"Running mean over {100 * _WINDOW:g} % of the logged rows. "
+        if any(_window(one) > 1 for one in curves.values())
+        else ""
     )
+    foot(figure, f"Study “{study.name}”. {how}Seeds averaged.")
     last = rows.groupby("run").tail(1).assign(protocol=None)
-    counts = {str(run): int(count) for run, count in rows.groupby("run").size().items()}
-    return Drawing(figure, last, "loss", {"logged_rows": counts})
+    logged = rows[["run", "step", "loss"]].to_dict("list")
+    return Drawing(figure, last, "loss", {"logged_rows": len(rows), "losses_sha256": digest(logged, length=64)})
+
+
+def _window(loss: np.ndarray | pd.Series) -> int:
+    return max(1, round(len(loss) * _WINDOW))
 
 
 def _loss_curve(axes: Axes, steps: np.ndarray, loss: np.ndarray, look: Look) -> None:
-    window = max(1, round(len(loss) * _WINDOW))
+    window = _window(loss)
     smooth = pd.Series(loss).rolling(window, min_periods=1, center=True).mean()
     if window > 1:
         axes.plot(steps, loss, color=look.colour, linewidth=0.4, alpha=0.25, zorder=2)
@@ -66,8 +72,8 @@ def _loss_curve(axes: Axes, steps: np.ndarray, loss: np.ndarray, look: Look) -> 
 
 
 def _limits(axes: Axes, curves: list[pd.Series]) -> None:
-    """Cut the axis at what the curves reach after their first twentieth, where an untrained model's loss would dwarf the rest."""
-    settled = np.concatenate([one.to_numpy()[len(one) // 20 :] for one in curves])
+    """Cut the axis at what the curves reach after their first twentieth: an untrained model's loss would dwarf the rest."""
+    settled = np.concatenate([one.to_numpy()[max(len(one) // 20, len(one) > 3) :] for one in curves])
     low, high = float(settled.min()), float(settled.max())
     if high > low:
         axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))

@@ -96,6 +96,5 @@ def _at_one_step(axes: Axes, series: list[tuple[Look, Frame]], places: list[str]
         )
         axes.annotate(f"{mean:.4g}", (place, mean), (0, 4), textcoords="offset points", ha="center", fontsize=6)
     axes.set_xticks(range(len(places)), places)
-    axes.margins(y=0.15)
     axes.set_xlim(-0.5, len(places) - 0.5)
     axes.grid(visible=False, axis="x")

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from analysis.tables import FORMATS, render
+
+if TYPE_CHECKING:
+    from analysis.frames import Frame
+    from analysis.results import StudyResults
 
 _HIDDEN = ("run", "study", "image_size", "tokens", "images_seen", "batch_size", "sampling_gflops", "source")
 
@@ -45,16 +50,25 @@ def run(args: argparse.Namespace) -> int:
         columns = [name.strip() for name in args.columns.split(",")]
         query.require_columns(table, columns)
     elif not args.columns and args.format not in ("csv", "json"):
-        present = table.notna().any()
+        present = (study.table if table.empty else table).notna().any()
         hidden = _HIDDEN if present["block"] else _HIDDEN[1:]  # where no cell says which row it is, the name does
         columns = [name for name in columns if name not in hidden and present[name]]
     print(render(table.to_dict("records"), columns, args.format), end="")
+    _remark(study, table, args)
+    return 0
+
+
+def _remark(study: StudyResults, table: Frame, args: argparse.Namespace) -> None:
+    """What a reader should know beside the table, on standard error: no match, a ranking across protocols, the floors."""
     if table.empty:
         print(f"no row of {len(study.table)} matches --where {args.where!r}", file=sys.stderr)
-    for protocol, floor in study.floors.items():
-        if protocol in set(table["protocol"]):
-            print(
-                f"floor under protocol {protocol}: {floor:.4g} (half of the real set against the other half)",
-                file=sys.stderr,
-            )
-    return 0
+    present = list(dict.fromkeys(table["protocol"].dropna()))
+    if args.sort in study.metrics and len(present) > 1:
+        print(
+            f"scores under {len(present)} protocols do not rank against each other; "
+            f"pick one, as in --where \"protocol == '{present[0]}'\"",
+            file=sys.stderr,
+        )
+    for floor in dict.fromkeys(study.floors[key] for key in present if key in study.floors):
+        keys = ", ".join(key for key in present if study.floors.get(key) == floor)
+        print(f"floor {floor:.4g} (half of the real set against the other half) under protocol {keys}", file=sys.stderr)

@@ -1,0 +1,172 @@
+"""FID, sFID, Inception Score, precision and recall of samples, as the ADM suite takes them.
+
+    dit evaluate samples.npz --reference VIRTUAL_imagenet256_labeled.npz
+    dit evaluate samples.npz --reference mnist --extractor mnist --metrics fid precision recall
+
+SAMPLES is an .npz of images (arr_0, uint8 NHWC) or a folder of them. The reference is a file of `dit reference`, an ADM batch, or images
+to make statistics of. One row with the whole protocol is written beside the samples (--out); an evaluation that was killed goes on where
+it was. Scores compare only where their protocol is the same: extractor, weights, resize, reference, number of samples, and how they
+were drawn, which is taken from the samples' `protocol` entry or from the options below, and is null where nobody says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from dit.errors import UserError
+from dit.extractors import NAMES, Extractor, column, make_extractor
+
+DRAWN: dict[str, Any] = {
+    "sampler": str,
+    "sampling_steps": int,
+    "cfg_scale": float,
+    "cfg_channels": int,
+    "ema": bool,
+    "decoder": str,
+    "sample_seed": int,
+}
+"""How samples were drawn: the fields of the protocol that an option may give, and their types."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    from dit.scores import DEFAULT, METRICS
+
+    add = parser.add_argument
+    add("samples", metavar="SAMPLES", help=".npz with arr_0 (uint8 NHWC), or a folder of images")
+    add("--reference", required=True, help="file of `dit reference`, ADM batch, images, or data set by name")
+    add("--extractor", choices=NAMES, default="inception", help="what makes features of images (default: inception)")
+    add("--weights", help="Inception weights: .pth, .safetensors or .pb; random:SEED for a demonstration")
+    add("--metrics", nargs="+", choices=METRICS, metavar="METRIC", help=f"some of {', '.join(METRICS)} (default: the first {len(DEFAULT)})")
+    add("--num-samples", type=int, help="take only the first so many samples")
+    add("--half", action="store_true", help="precision and recall in float16, as the original suite rounds")
+    add("--bootstrap", type=int, default=0, metavar="N", help="95 %% intervals of fid, precision and recall from N resamples")
+    add("--seed", type=int, default=0, help="of resamples, and of the sub-samples of kid and fid_infinity (default: 0)")
+    add("--batch-size", type=int, default=64, help="images per dispatch (default: 64)")
+    add("--out", type=Path, help="the row (default: SAMPLES.<protocol>.json)")
+    add("--json", action="store_true", help="print the row as JSON")
+    drawn = parser.add_argument_group("how the samples were drawn")
+    for name, kind in DRAWN.items():
+        option = f"--{name.replace('_', '-')}"
+        if kind is bool:
+            drawn.add_argument(option, action=argparse.BooleanOptionalAction)
+        else:
+            drawn.add_argument(option, type=kind)
+
+
+def run(args: argparse.Namespace) -> None:
+    import jax
+
+    from dit import reference
+    from dit.evaluation import gather
+    from dit.image_sets import open_images
+    from dit.progress import ImageProgress
+    from dit.scores import DEFAULT, NEED_SAMPLES, score
+    from dit.store import write_json
+
+    path = Path(args.samples)
+    _refuse_checkpoint(path)
+    if args.batch_size < 1:
+        raise UserError(f"--batch-size {args.batch_size}: expected at least 1")
+    extractor = make_extractor(args.extractor, args.weights, args.batch_size)
+    images = open_images(args.samples, extractor.channels)
+    count = len(images) if args.num_samples is None else args.num_samples
+    if not 2 <= count <= len(images):
+        raise UserError(f"{count} samples of the {len(images)} in {path}: expected at least 2 and no more than there are")
+    if extractor.metric_suffix.startswith("random"):
+        print("random weights: these numbers demonstrate the program, they score nothing", file=sys.stderr)
+
+    partial = _partial(args.out or path)
+    with ImageProgress("reference") as progress:
+        real = reference.load(args.reference, extractor, args.batch_size, partial / "reference", progress, _say)
+    metrics = tuple(args.metrics or DEFAULT)
+    keep = count if args.bootstrap or set(metrics) & set(NEED_SAMPLES) else 0
+    with ImageProgress("samples") as progress:
+        statistics = gather(extractor, images, args.batch_size, count, keep, partial / "samples", progress)
+    scores = score(statistics, real, metrics, args.half, args.bootstrap, args.seed, required=args.metrics is not None)
+    for name, found in scores.items():
+        if found.reason:
+            _say(f"no {name}: {found.reason}")
+    if jax.process_index():
+        return
+    row = _row(args, extractor, images, count, real, scores)
+    out = args.out or path.with_name(f"{path.stem if path.is_file() else path.name}.{row['protocol']}.json")
+    write_json(out, row)
+    del statistics  # its kept features are mapped from the folder that goes now
+    shutil.rmtree(partial, ignore_errors=True)
+    _say(f"wrote {out}")
+    if args.json:
+        print(json.dumps([row], indent=1))
+    else:
+        print(_table(extractor, scores, row))
+
+
+def _partial(beside: Path) -> Path:
+    return beside.with_name(f"{beside.name}.partial")
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def _refuse_checkpoint(path: Path) -> None:
+    run_folder = path.is_dir() and any((path / name).exists() for name in ("checkpoints", "study.json", "config.json"))
+    if run_folder or path.suffix in (".pt", ".pth", ".ckpt", ".safetensors"):
+        raise UserError(f"{path} is a checkpoint or a run, not samples: draw samples from it first, and give their .npz or folder")
+
+
+def _row(args: argparse.Namespace, extractor: Extractor, images: Any, count: int, real: Any, scores: dict[str, Any]) -> dict[str, Any]:
+    """The result with everything it depends on; `protocol` hashes all of that but the samples themselves."""
+    from dit.config import digest
+
+    unknown = sorted(set(images.protocol) - set(DRAWN))
+    if unknown:
+        _say(f"left out of the row: {', '.join(unknown)} in the samples' protocol (known: {', '.join(DRAWN)})")
+    given = {name: getattr(args, name) for name in DRAWN}
+    protocol = {
+        "extractor": extractor.name,
+        "extractor_sha256": extractor.weights_sha256,
+        "resize": extractor.resize,
+        "reference": real.made_by["source"],
+        "reference_sha256": real.sha256,
+        "num_references": len(real.features),
+        "num_samples": count,
+        "precision_recall_dtype": "float16" if args.half else "float32",
+        **{name: images.protocol.get(name) if value is None else value for name, value in given.items()},
+    }
+    named = {column(extractor, name): found for name, found in scores.items()}
+    return {
+        "schema_version": 1,
+        **{name: found.value for name, found in named.items()},
+        "intervals": {name: [found.low, found.high] for name, found in named.items() if found.low is not None},
+        "spreads": {name: found.spread for name, found in named.items() if found.spread is not None},
+        **protocol,
+        "samples": images.source,
+        "samples_sha256": images.sha256,
+        "protocol": digest(protocol),
+        "status": "done",
+    }
+
+
+def _table(extractor: Extractor, scores: dict[str, Any], row: dict[str, Any]) -> str:
+    from tabulate import tabulate
+
+    lines = []
+    for name, found in scores.items():
+        interval = "" if found.low is None else f"{found.low:.4f} to {found.high:.4f}"
+        spread = "" if found.spread is None else f"± {found.spread:.4f}"
+        lines.append((column(extractor, name), "-" if found.value is None else f"{found.value:.4f}", interval or spread))
+    heads = ("metric", f"{row['num_samples']:,} samples", "interval or spread")
+    drawn = ", ".join(f"{name} {row[name]}" for name in DRAWN if row[name] is not None) or "not said"
+    made = f"{row['extractor']} ({row['extractor_sha256'][:12]}, {row['resize']})"
+    facts = [
+        f"extractor  {made}",
+        f"reference  {row['reference']} ({row['reference_sha256'][:12]})",
+        f"drawn      {drawn}",
+        f"protocol   {row['protocol']}",
+    ]
+    return "\n".join([tabulate(lines, heads, disable_numparse=True, colalign=("left", "right", "left")), "", *facts])

@@ -1,0 +1,57 @@
+"""Make, or declare, the statistics that samples are compared with, and hash them.
+
+    dit reference imagenet/val256 --out imagenet256.npz
+    dit reference mnist --extractor mnist --out mnist.npz
+    dit reference fid_stats.npz --made-with-resize tf1-bilinear-299 --out declared.npz
+
+SOURCE is an .npz of images (arr_0, uint8 NHWC), a folder of images, or a data set by name. The file keeps means and covariances of
+pooled and spatial features over all images, pooled features of the first 10,000 (for precision, recall and KID), and what made them:
+`dit evaluate` refuses statistics of another extractor, other weights or another resize. A bare mu/sigma file does not say what made
+it; --made-with-resize says so for it (pytorch-fid's own resize is not TensorFlow 1's).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from dit.errors import UserError
+from dit.extractors import NAMES, make_extractor
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help=".npz with arr_0, folder of images, data set by name, or bare mu/sigma file to declare")
+    add("--out", type=Path, required=True, help="the .npz to write")
+    add("--extractor", choices=NAMES, default="inception", help="what makes features of images (default: inception)")
+    add("--weights", help="Inception weights: .pth, .safetensors or .pb; random:SEED for a demonstration")
+    add("--made-with-resize", metavar="RESIZE", help="declare a bare mu/sigma file as made with this resize, such as tf1-bilinear-299")
+    add("--batch-size", type=int, default=64, help="images per dispatch (default: 64)")
+    add("--json", action="store_true", help="print what was made as JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    import jax
+    from tabulate import tabulate
+
+    from dit import inception, reference
+    from dit.image_sets import open_images
+    from dit.progress import ImageProgress
+
+    if args.out.suffix != ".npz":
+        raise UserError(f"--out {args.out}: expected a name ending in .npz")
+    partial = args.out.with_name(f"{args.out.name}.partial")
+    if args.made_with_resize is not None:
+        made = reference.declare(Path(args.source), inception.NAME, args.made_with_resize)
+    else:
+        extractor = make_extractor(args.extractor, args.weights, args.batch_size)
+        with ImageProgress("reference") as progress:
+            made = reference.make(extractor, open_images(args.source, extractor.channels), args.batch_size, partial, progress)
+    if jax.process_index():
+        return
+    reference.save(args.out, made)
+    shutil.rmtree(partial, ignore_errors=True)
+    facts = {**made.made_by, "num_references": len(made.features), "sha256": made.sha256, "path": str(args.out)}
+    print(json.dumps([facts], indent=1) if args.json else tabulate(list(facts.items()), tablefmt="plain", disable_numparse=True))
