@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def _begin(out: Path, settings: Settings) -> None:
     out.mkdir(parents=True, exist_ok=True)
     plan = out / PLAN
     if not plan.exists():
-        if any(out.glob("shard-*")):
+        if any(out.glob("*.arrayrecord")):
             raise UserError(f"{out} holds shards but no {PLAN}; choose another --out or empty it")
         latent_shards.write_json(plan, settings)
         return
@@ -245,6 +246,18 @@ def _encode_shards(
                 writer.abandon()
 
 
+@partial(jax.jit, static_argnums=0)
+def _moments(graph: Any, state: Any, pixels: UInt8[Array, "B H W 3"]) -> Float16[Array, "B 2 2 h w C"]:
+    """(image, mirror) x (mean, std) of each square."""
+    vae = nnx.merge(graph, state)
+    images = jnp.asarray(to_model(pixels))
+    posteriors = []
+    for view in (images, images[:, :, ::-1]):
+        mean, logvar = vae.encode(view)
+        posteriors.append(jnp.stack([mean, jnp.exp(0.5 * logvar)], axis=1))
+    return jnp.stack(posteriors, axis=1).astype(jnp.float16)
+
+
 class BatchEncoder:
     """The posterior of batches of squares and of their mirrors, on all devices of this process."""
 
@@ -255,27 +268,15 @@ class BatchEncoder:
         self.batch_size = per_device * len(devices)
         mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
         self._rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
-        graph, state = nnx.split(model)
+        self._graph, state = nnx.split(model)
         self._state = jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-
-        @jax.jit
-        def moments(state: Any, pixels: UInt8[Array, "B H W 3"]) -> Float16[Array, "B 2 2 h w C"]:
-            vae = nnx.merge(graph, state)
-            images = jnp.asarray(to_model(pixels))
-            posteriors = []
-            for view in (images, images[:, :, ::-1]):
-                mean, logvar = vae.encode(view)
-                posteriors.append(jnp.stack([mean, jnp.exp(0.5 * logvar)], axis=1))
-            return jnp.stack(posteriors, axis=1).astype(jnp.float16)
-
-        self._moments = moments
 
     def start(self, squares: list[UInt8[np.ndarray, "H W 3"]], size: int) -> jax.Array:
         """Begin encoding at most `batch_size` squares, padded to one compiled shape; the result is (B, mirrors, mean or std, h, w, C)."""
         pixels = np.zeros((self.batch_size, size, size, 3), np.uint8)
         if squares:
             pixels[: len(squares)] = squares
-        return self._moments(self._state, jax.device_put(pixels, self._rows))
+        return _moments(self._graph, self._state, jax.device_put(pixels, self._rows))
 
 
 Decoded = list[np.ndarray | BrokenImage]

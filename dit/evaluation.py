@@ -57,11 +57,18 @@ class Statistics:
 
 
 def gather(
-    extractor: Extractor, images: ImageSet, batch_size: int, keep: int = 0, partial: Path | None = None, report: Report | None = None
+    extractor: Extractor,
+    images: ImageSet,
+    batch_size: int,
+    count: int | None = None,
+    keep: int = 0,
+    partial: Path | None = None,
+    report: Report | None = None,
 ) -> Statistics:
-    """Statistics of all images, over all processes.
+    """Statistics of the images, over all processes.
 
     Args:
+        count: how many to take, from the first on; None for all.
         keep: how many pooled features to keep, from the first image on.
         partial: folder for the state of an unfinished pass; one that was made of the same images in the same way is taken up.
 
@@ -69,8 +76,10 @@ def gather(
         UserError: for images that the extractor does not take, or features that are not finite.
     """
     host, hosts = jax.process_index(), jax.process_count()
-    first, stop = host * len(images) // hosts, (host + 1) * len(images) // hosts
-    checkpoint = _Checkpoint(partial / str(host), extractor, images, batch_size, keep) if partial else None
+    count = len(images) if count is None else count
+    first, stop = host * count // hosts, (host + 1) * count // hosts
+    made_of = [extractor.name, extractor.weights_sha256, extractor.resize, images.sha256, count, batch_size, keep, hosts]
+    checkpoint = _Checkpoint(partial / str(host), digest(made_of, 64)) if partial else None
     statistics = checkpoint.load() if checkpoint else None
     start = first + statistics.count if statistics else first
     saved = time.monotonic()
@@ -85,7 +94,7 @@ def gather(
         statistics.spatial.update(features.spatial)
         statistics.pooled.update(features.pooled)
         if report:
-            report(first + statistics.count, len(images))
+            report(first + statistics.count, count)
         if checkpoint and time.monotonic() - saved > SAVE_EVERY_S:
             checkpoint.save(statistics)
             saved = time.monotonic()
@@ -107,13 +116,11 @@ def _empty(features: Any, keep: int, checkpoint: _Checkpoint | None) -> Statisti
 class _Checkpoint:
     """The state of a pass in a folder: `state.npz`, replaced whole, and kept features in a mapped file that is only added to."""
 
-    def __init__(self, folder: Path, extractor: Extractor, images: ImageSet, batch_size: int, keep: int):
-        self._folder = folder
-        made_of = [extractor.name, extractor.weights_sha256, extractor.resize, images.sha256, batch_size, keep, jax.process_count()]
-        self._identity = digest(made_of, 64)
+    def __init__(self, folder: Path, identity: str):
+        self._folder, self._identity = folder, identity
 
     def load(self) -> Statistics | None:
-        """The saved state, or None where there is none of just these images, extractor and options."""
+        """The saved state, or None where there is none of just this pass."""
         path = self._folder / "state.npz"
         if not path.is_file():
             return None

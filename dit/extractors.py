@@ -9,9 +9,11 @@ and shards each batch over this process's devices. Anything else with the member
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -53,6 +55,11 @@ class Extractor(Protocol):
         ...
 
     @property
+    def channels(self) -> int:
+        """Image channels that it takes."""
+        ...
+
+    @property
     def metric_suffix(self) -> str:
         """Empty for the FID Inception; else names the scores as what they are: `digits` makes `fid` into `fd_digits`."""
         ...
@@ -60,6 +67,38 @@ class Extractor(Protocol):
     def extract(self, images: UInt8[np.ndarray, "B height width channels"]) -> Features:
         """Features of the images, in order, as float32 NumPy arrays with as many rows as there are images."""
         ...
+
+
+NAMES = ("inception", "inception-bfloat16", "inception-bfloat16x3", "digits", "mnist")
+
+
+def make_extractor(name: str, weights: str | None = None, batch_size: int = 32) -> Extractor:
+    """One of `NAMES`: the FID Inception (weights by path, or `random:SEED` for demonstrations), or a small-image classifier.
+
+    Raises:
+        UserError: for another name, or weights that are missing or damaged.
+    """
+    if name in ("digits", "mnist"):
+        from dit.classifier import small_image_extractor
+
+        if weights is not None:
+            raise UserError(f"--weights {weights} with extractor {name}, which trains its own: leave --weights out")
+        return dataclasses.replace(small_image_extractor(name), batch_size=batch_size)
+    if name not in NAMES:
+        raise UserError(f"extractor '{name}' is unknown: expected one of {', '.join(NAMES)}")
+    from dit import inception, inception_weights
+
+    precision: Any = name.removeprefix("inception").removeprefix("-") or "float32"
+    if weights is None or not weights.startswith("random:"):
+        path = inception_weights.locate(None if weights is None else Path(weights))
+        folded, sha256 = inception_weights.load(path)
+        return inception.extractor(folded, sha256, precision, batch_size)
+    seed = weights.removeprefix("random:")
+    if not seed.isdigit():
+        raise UserError(f"--weights {weights}: expected a file, or random:SEED with a number")
+    state = inception_weights.random(int(seed))
+    made = inception.extractor(inception_weights.fold(state), inception_weights.weights_hash(state), precision, batch_size)
+    return dataclasses.replace(made, name=f"{made.name}-random-{seed}", metric_suffix=f"random_{seed}")
 
 
 def column(extractor: Extractor, metric: str) -> str:

@@ -144,8 +144,8 @@ class FolderImages(ImageSet):
         return image
 
 
-def open_images(source: str) -> ImageSet:
-    """The images at a path, or of a data set by name.
+def open_images(source: str, channels: int) -> ImageSet:
+    """The images at a path, or of a data set by name; a grey data set is repeated where `channels` is 3.
 
     Raises:
         UserError: if there are none, or they are not uint8 images.
@@ -161,7 +161,8 @@ def open_images(source: str) -> ImageSet:
     from dit.data import load_images
 
     if source in DATASETS and not source.startswith("imagenet"):
-        return ArrayImages(source, load_images(source)[0])
+        images = load_images(source)[0]
+        return ArrayImages(source, np.repeat(images, channels, axis=3) if images.shape[3] == 1 else images)
     raise UserError(f"no file, folder or data set '{source}': expected an .npz of images (arr_0), a folder of images, digits or mnist")
 
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def made_by(extractor: Extractor, source: str, source_sha256: str, num_images: i
 
 def make(extractor: Extractor, images: ImageSet, batch_size: int, partial: Path | None = None, report: Report | None = None) -> Reference:
     """Statistics of all the images, and features of the first 10,000."""
-    statistics = gather(extractor, images, batch_size, REFERENCES, partial, report)
+    statistics = gather(extractor, images, batch_size, keep=REFERENCES, partial=partial, report=report)
     return from_statistics(statistics, made_by(extractor, images.source, images.sha256, len(images)))
 
 
@@ -135,7 +136,7 @@ def load(
                 )
             if "mu" in names:
                 return _from_adm(arrays, path, extractor, batch_size, report)
-    images = open_images(source)
+    images = open_images(source, extractor.channels)
     if say:
         say(f"making statistics of {len(images):,} images of {images.source}; `dit reference` keeps them")
     return make(extractor, images, batch_size, partial, report)
@@ -155,8 +156,13 @@ def _from_adm(arrays: Any, path: Path, extractor: Extractor, batch_size: int, re
     _refuse_other(reference, extractor, path)
     if "arr_0" not in arrays.files:
         return reference
-    kept = gather(extractor, open_images(str(path)), batch_size, REFERENCES, report=report).features
+    kept = _features(extractor, open_images(str(path), extractor.channels), batch_size, report)
     return Reference(reference.pooled, reference.spatial, kept, protocol)
+
+
+def _features(extractor: Extractor, images: ImageSet, batch_size: int, report: Report | None) -> np.ndarray:
+    count = min(REFERENCES, len(images))
+    return gather(extractor, images, batch_size, count, keep=count, report=report).features
 
 
 def _from_arrays(arrays: Any, path: Path, protocol: dict[str, Any]) -> Reference:
@@ -164,12 +170,11 @@ def _from_arrays(arrays: Any, path: Path, protocol: dict[str, Any]) -> Reference
     if missing:
         raise UserError(f"{path} lacks '{missing[0]}': expected statistics mu and sigma, make the file again with `dit reference`")
     count = protocol["num_images"]
-    with reading(path):
-        pooled = Gaussian(arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64), count)
-        spatial = None
-        if "mu_s" in arrays.files:
-            spatial = Gaussian(arrays["mu_s"].astype(np.float64), arrays["sigma_s"].astype(np.float64), count)
-        features = arrays["features"] if "features" in arrays.files else np.empty((0, len(pooled.mean)), np.float32)
+    pooled = Gaussian(arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64), count)
+    spatial = None
+    if "mu_s" in arrays.files:
+        spatial = Gaussian(arrays["mu_s"].astype(np.float64), arrays["sigma_s"].astype(np.float64), count)
+    features = arrays["features"] if "features" in arrays.files else np.empty((0, len(pooled.mean)), np.float32)
     return Reference(pooled, spatial, features, protocol)
 
 
@@ -187,12 +192,14 @@ def _refuse_other(reference: Reference, extractor: Extractor, path: Path) -> Non
             )
 
 
-def _arrays(path: Path) -> Any:
-    with reading(path):
+@contextmanager
+def _arrays(path: Path) -> Iterator[Any]:
+    with reading(path), path.open("rb") as file:
         try:
-            return np.load(path, allow_pickle=False)
+            arrays = np.load(file, allow_pickle=False)
         except ValueError as error:
             raise UserError(f"{path} is not an .npz file ({error}): expected statistics or images") from error
+        yield arrays
 
 
 def _file_hash(path: Path) -> str:

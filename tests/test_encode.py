@@ -29,8 +29,8 @@ from dit.image_tree import find_images
 from dit.images import load_square, to_model
 from dit.latent_shards import MANIFEST, open_latents, shard_name
 from dit.latents import LatentDataset, LatentSource
-from dit.vae import AutoencoderKL, VaeConfig
-from dit.vae_weights import load_vae, tensor_shapes
+from dit.vae import AutoencoderKL
+from dit.vae_weights import load_vae, read_config, tensor_shapes
 
 ROOT = Path(__file__).parents[1]
 SIZE = 16
@@ -41,14 +41,7 @@ def write_vae(folder: Path, **changes: object) -> Path:
     folder.mkdir(parents=True)
     raw = {"block_out_channels": [4, 8], "layers_per_block": 1, "norm_num_groups": 2} | changes
     (folder / "config.json").write_text(json.dumps(raw))
-    config = VaeConfig(
-        in_channels=raw.get("in_channels", 3),
-        block_out_channels=(4, 8),
-        layers_per_block=1,
-        norm_num_groups=2,
-        down_attention=(False, False),
-        up_attention=(False, False),
-    )
+    config = read_config(folder / "config.json")
     rng = np.random.default_rng(0)
     tensors = {name: rng.normal(0, 0.2, shape).astype(np.float32) for name, shape in tensor_shapes(config).items()}
     save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
@@ -129,7 +122,7 @@ def test_odd_images_are_encoded_and_broken_ones_listed(job: EncodeRun) -> None:
     source = LatentSource(folder, manifest)
     encoded = [source[i].image_id for i in range(len(source))]
     assert dict(manifest.broken).keys() == {"class0/cut.jpg", "class0/html.jpg"}
-    assert "truncated" in dict(manifest.broken)["class0/cut.jpg"]
+    assert "truncated" in dict(manifest.broken)["class0/cut.jpg"].lower()
     assert {"class0/grey.JPEG", "class0/cmyk.jpg", "class0/palette.png", "class0/tiny.png"} <= set(encoded)
     expected = [path for path, _ in find_images(job.images).images if path not in dict(manifest.broken)]
     assert encoded == expected and len(encoded) == 34
@@ -145,7 +138,7 @@ def test_training_reads_what_was_encoded(job: EncodeRun) -> None:
 def test_three_processes_write_what_one_writes(job: EncodeRun, tmp_path: Path) -> None:
     manifests = []
     for index in (2, 0, 1):
-        part = dataclasses.replace(job, out=tmp_path / "out", process_index=index, process_count=3, max_broken=1)
+        part = dataclasses.replace(job, out=tmp_path / "out", process_index=index, process_count=3, max_broken=1.0)
         manifests.append(encode(part)[1])
     assert manifests[:2] == [None, None] and manifests[2] is not None
     assert contents(tmp_path / "out") == contents(job.out)
@@ -206,19 +199,20 @@ import resource, sys
 from pathlib import Path
 from dit.encode import EncodeRun, encode
 images, vae, out = map(Path, sys.argv[1:])
-encode(EncodeRun(images, vae, 16, out, shard_size=64, batch_size=8))
+encode(EncodeRun(images, vae, 96, out, shard_size=40, batch_size=4))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_number_of_images(vae: Path, tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
+    vae = write_vae(tmp_path / "vae", mid_block_add_attention=False)
     peaks = []
-    for count in (100, 1000):
+    for count in (120, 1200):
         images = write_tree(tmp_path / f"images{count}", count)
         arguments = [sys.executable, "-c", MEMORY, str(images), str(vae), str(tmp_path / f"out{count}")]
         peaks.append(int(subprocess.run(arguments, cwd=ROOT, capture_output=True, check=True, text=True).stdout))
-    # 900 more squares and records held would be 900 x (768 + 4096) bytes = 4.4 MB, and their photographs as much again.
+    # Holding on to 1,080 more squares of 27 KB would cost 30 MB, to their records 80 MB. The allocator itself is good for 10.
     assert peaks[1] - peaks[0] < 20_000, f"peak memory in KB: {peaks}"
 
 
@@ -239,7 +233,7 @@ def test_a_full_disk_is_said_and_leaves_no_shard(
 
 
 def test_too_many_broken_images_are_an_error_that_names_one(job: EncodeRun, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"2 of 36 images are broken, .*class0/cut\.jpg: .*truncated"):
+    with pytest.raises(UserError, match=r"2 of 36 images are broken, .*class0/cut\.jpg: .*[Tt]runcated"):
         encode(dataclasses.replace(job, out=tmp_path / "out", max_broken=0.05))
     assert not (tmp_path / "out" / MANIFEST).exists()
 

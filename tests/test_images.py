@@ -90,6 +90,8 @@ def test_every_shape_gives_the_square(width: int, height: int) -> None:
 def test_the_crop_is_central_and_leans_to_the_top_left() -> None:
     columns = np.tile(np.arange(37, dtype=np.uint8)[None, :, None], (32, 1, 3))
     np.testing.assert_array_equal(center_crop(Image.fromarray(columns), 32)[0, :, 0], np.arange(2, 34))
+    rows = np.ascontiguousarray(columns.swapaxes(0, 1))
+    np.testing.assert_array_equal(center_crop(Image.fromarray(rows), 32)[:, 0, 0], np.arange(2, 34))
 
 
 def test_all_kinds_of_files_open_as_rgb(tmp_path: Path) -> None:
