@@ -23,6 +23,7 @@ from dit.config import DATASETS, OptimConfig, digest
 from dit.data import ImageDataset, load_images
 from dit.extractors import Features, NetworkExtractor
 from dit.optim import adamw
+from dit.store import exclusive
 
 RECIPE = {"channels": [32, 64], "features": 64, "steps": 400, "batch_size": 128, "learning_rate": 2e-3, "seed": 0, "version": 1}
 SPATIAL_CHANNELS = 7
@@ -58,8 +59,9 @@ def small_image_extractor(name: str) -> NetworkExtractor:
     model = nnx.eval_shape(lambda: Classifier(data.image_size, data.in_channels, data.num_classes, nnx.Rngs(0)))
     graph, state = nnx.split(model)
     path = cache_folder() / f"classifier-{name}-{digest(RECIPE)}.npz"
-    if not path.exists():
-        _write(path, _train(name))
+    with exclusive(path.with_suffix(".lock"), wait=True):  # workers that start together train it once
+        if not path.exists():
+            _write(path, _train(name))
     with np.load(path) as arrays:
         parameters = [jnp.asarray(arrays[key]) for key in arrays.files]
     sha256 = hashlib.sha256(b"".join(np.asarray(p).tobytes() for p in parameters)).hexdigest()

@@ -116,16 +116,16 @@ class Busy(Exception):
 
 
 @contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path, wait: bool = False) -> Iterator[None]:
     """Hold the lock file at `path`; the system lets it go when this process ends, however it ends.
 
     Raises:
-        Busy: if another process holds it.
+        Busy: if another process holds it, unless told to `wait`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise Busy(str(path)) from error
         yield

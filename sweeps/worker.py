@@ -1,13 +1,14 @@
 """A worker process: imports JAX once, then runs one cell after another as they come on standard input.
 
 Speaks JSON, a line each. In: {"folder", "study", "run", "arguments"}. Out: {"event": "ready"}, then for the cell under way `step`, `score`,
-`scored`, `warning` and `failed` events, and {"event": "finished", "state"}. It pins itself to its share of the processors before JAX
-starts, so that results do not depend on how many workers run beside it, and ends as soon as its parent does.
+`scored`, `warning` and `failed` events, and {"event": "finished", "state"}. It keeps to its share of the processors from before JAX
+starts, so that workers do not disturb each other, and ends as soon as its parent does.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
 import queue
@@ -22,8 +23,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--cpus", default="")
     arguments = parser.parse_args()
-    if arguments.cpus and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {int(cpu) for cpu in arguments.cpus.split(",")})
+    if arguments.cpus:
+        _use_processors({int(cpu) for cpu in arguments.cpus.split(",")})
     # What libraries print must not mix with the events: they get the log, which is standard error.
     events = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
@@ -34,6 +35,19 @@ def main() -> None:
     _send(events, {"event": "ready"})
     while True:
         _serve(events, json.loads(inbox.get()))
+
+
+def _use_processors(cpus: set[int]) -> None:
+    """Stay on these processors, and have XLA compile for them quickly: a third of the time, for code measured no slower.
+
+    Newer XLA has no flag for its older, quicker fusion emitters, and ends the process at flags that it does not know.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cpus)
+    flags = ["--xla_backend_optimization_level=1", "--xla_cpu_parallel_codegen_split_count=1"]
+    if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
 
 
 def _listen(inbox: queue.SimpleQueue[str]) -> None:

@@ -20,7 +20,17 @@ VERBS = {
     "status": "show where a study stands, live if asked",
     "results": "query the results table of a study, or of the paper",
     "figures": "draw the paper's figures from a study, or from the published numbers",
+    "import": "read official DiT weights into a checkpoint",
+    "export": "write a checkpoint under the official names",
+    "sample": "draw images from a checkpoint, or one grid from a whole study",
+    "encode": "encode a folder of images into latents for training, with any Stable Diffusion autoencoder",
+    "evaluate": "score saved samples: FID, sFID, Inception Score, precision, recall, KID",
+    "reference": "make the statistics that samples are scored against",
 }
+
+
+MODULES = {"import": "import_weights", "export": "export_weights"}
+"""Verbs that are no names of Python modules."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"dit: unknown verb '{verb}'; expected one of {', '.join(VERBS)} (see dit --help)", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"dit.cli.{verb}")
+    module = importlib.import_module(f"dit.cli.{MODULES.get(verb, verb)}")
     parser = _Parser(
         prog=f"dit {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
     images = open_images(args.samples, extractor.channels)
     count = len(images) if args.num_samples is None else args.num_samples
     if not 2 <= count <= len(images):
-        raise UserError(f"{count} samples of the {len(images)} in {path}: expected at least 2 and no more than there are")
+        raise UserError(f"{count} sample(s) of the {len(images)} in {path}: expected at least 2 and no more than there are")
     if extractor.metric_suffix.startswith("random"):
         print("random weights: these numbers demonstrate the program, they score nothing", file=sys.stderr)
 

@@ -1,0 +1,39 @@
+# `make demo` and `make test` set up everything they need in .venv from a clean checkout. PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint torch-test clean
+
+demo: $(VENV)/installed
+	$(BIN)/dit sweep demo
+	$(BIN)/dit results runs/demo --where "step == 1500" --sort fd_digits
+	$(BIN)/dit figures runs/demo
+
+test: $(VENV)/installed-test
+	$(BIN)/pytest -n 2 tests
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+# Comparisons with PyTorch (CPU): the same tests, with torch installed beside everything else.
+torch-test: $(VENV)/installed-test
+	$(INSTALL) torch==2.13.0
+	$(BIN)/pytest -n 2 -m torch tests
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) -e .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(INSTALL) -e ".[test,lint]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs
