@@ -5,7 +5,7 @@ and synced, the manifest is written last, and only then is the folder renamed to
 a checkpoint that fails is renamed to `<step>.corrupt-<n>` and the newest sound one before it is used.
 
     FOLDER/<step>/arrays/...       Orbax's files, one array per path of the tree
-    FOLDER/<step>/manifest.json    identity of the run, step, sha256 of each file
+    FOLDER/<step>/manifest.json    identity of the run, step, sha256 of each file, and a digest of the manifest itself
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import jax
 import orbax.checkpoint as ocp
 
+from dit.config import digest
 from dit.errors import UserError
 from dit.store import SCHEMA_VERSION
 
@@ -58,6 +59,7 @@ class Checkpoints:
             checkpointer.save((beside / "arrays").absolute(), flatten(tree))
         files = {str(path.relative_to(beside)): _sha256(path, sync=True) for path in _files(beside)}
         manifest = {"schema_version": SCHEMA_VERSION, "identity": self.identity, "step": step, "files": files}
+        manifest["digest"] = digest(manifest)
         path = beside / "manifest.json"
         with open(path, "w", encoding="utf8") as file:
             json.dump(manifest, file, indent=1)
@@ -103,9 +105,12 @@ class Checkpoints:
     def _verify(self, path: Path) -> None:
         try:
             manifest = json.loads((path / "manifest.json").read_text(encoding="utf8"))
+            recorded = manifest.pop("digest")
             version, identity, files = manifest["schema_version"], manifest["identity"], manifest["files"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise Corrupt(f"unreadable manifest ({type(error).__name__}: {error})") from error
+        if digest(manifest) != recorded:
+            raise Corrupt("manifest.json has changed since it was written")
         if version > SCHEMA_VERSION:
             raise UserError(f"{path} has schema version {version}, this version reads up to {SCHEMA_VERSION}: upgrade dit-scaling")
         if identity != self.identity:

@@ -6,7 +6,8 @@ costs at most the steps since the last stop, and what is done again gives the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from dit.images import to_uint8
 from dit.mirror import Mirror
 from dit.rows import score_row
 from dit.sampling import Sampler
-from dit.scoring import protocol_hash, scorer
+from dit.scoring import Scorer, protocol_hash, scorer
 from dit.store import MetricsWriter, RunStore
 from dit.train import NonFiniteLoss, Program, TrainState, build, train
 
@@ -42,12 +43,14 @@ def execute(folder: Path, study: str, run: RunConfig, arguments: RunArguments, r
     record = RunStore(folder, run)
     with store.exclusive(record.path / ".lock"):
         attempt = record.status()["attempt"] + 1
-        progress = {"step": record.status()["step"], "attempt": attempt}
+        progress = {**{key: value for key, value in record.status().items() if key in ("step", "loss")}, "attempt": attempt}
         try:
             record.create()
             store.write_json(record.path / f"environment-{attempt:04d}.json", environment())
             record.set_status(store.RUNNING, **progress)
-            _Execution(record, study, arguments, report, progress).finish()
+            execution = _Execution(record, study, arguments, report, progress)
+            with contextlib.closing(execution.mirror):
+                execution.finish()
         except Exception as error:  # whatever stops this cell, the others go on
             reason = str(error) if isinstance(error, UserError | NonFiniteLoss) else f"{type(error).__name__}: {error}"
             if isinstance(error, NonFiniteLoss):
@@ -70,6 +73,8 @@ class _Execution:
         self.checkpoints = Checkpoints(record.path / "checkpoints", self.run.hash)
         self.averages = Checkpoints(record.path / "ema", self.run.hash)
         self.sampler = Sampler(self.program.model, self.run.model, self.run.diffusion, arguments.sample_batch_size)
+        self.judges = self._judges()
+        self.dataset = self._dataset()
         self.mirror = Mirror(arguments.wandb, self.run, study, record.path, self._warn)
 
     def finish(self) -> None:
@@ -79,18 +84,15 @@ class _Execution:
             if evaluation.step < self.progress["step"]:
                 self._evaluate(evaluation, self._kept_average(evaluation, state))
         self._evaluate_now(state)
-        dataset = self._dataset()
-        metrics = MetricsWriter(self.record.path, self.progress["attempt"])
-        for stop in self._stops():
-            state = train(
-                self.run, self.program, state, dataset, stop, self.arguments.log_every, lambda row: self._log(metrics, row)
-            )
-            metrics.sync()
-            self._save(stop, state)
-            self._evaluate_now(state)
-            self.checkpoints.prune(self.arguments.keep_checkpoints)
-        metrics.close()
-        self.mirror.close()
+        with contextlib.closing(MetricsWriter(self.record.path, self.progress["attempt"])) as metrics:
+            for stop in self._stops():
+                state = train(
+                    self.run, self.program, state, self.dataset, stop, self.arguments.log_every, lambda row: self._log(metrics, row)
+                )
+                metrics.sync()
+                self._save(stop, state)
+                self._evaluate_now(state)
+                self.checkpoints.prune(self.arguments.keep_checkpoints)
 
     def _restore(self) -> TrainState:
         abstract = jax.eval_shape(self.program.init)
@@ -128,12 +130,10 @@ class _Execution:
 
     def _evaluate(self, evaluation: Evaluation, params: PyTree) -> None:
         self.report({"event": "score", "step": evaluation.step})
-        judge = scorer(evaluation.features)
-        drawn = list(self.sampler.draw(params, evaluation, 0, evaluation.num_samples))
-        images = to_uint8(np.concatenate([batch.images for batch in drawn]))
-        labels = np.concatenate([batch.labels for batch in drawn])
+        judge = self.judges.get(evaluation) or scorer(evaluation.features)
         protocol = judge.protocol(self.run, evaluation)
-        row = score_row(self.run, self.study, evaluation, judge.score(images), protocol_hash(protocol))
+        score, images, labels = self._score(judge, evaluation, params)
+        row = score_row(self.run, self.study, evaluation, score, protocol_hash(protocol))
         kept = self.record.samples_path(evaluation)
         kept.parent.mkdir(parents=True, exist_ok=True)
         with open(kept, "wb") as file:
@@ -142,6 +142,26 @@ class _Execution:
         store.write_json(self.record.evaluation_path(evaluation), value)
         self.mirror.log({key: row[key] for key in ("step", "train_gflops", evaluation.metric)})
         self.report({"event": "scored", "step": evaluation.step, evaluation.metric: row[evaluation.metric]})
+
+    def _score(self, judge: Scorer, evaluation: Evaluation, params: PyTree) -> tuple[float, np.ndarray, np.ndarray]:
+        """The score, and the first images and labels at least. Decoded samples are too many to hold."""
+        batches = self.sampler.draw(params, evaluation, 0, evaluation.num_samples)
+        decoder = judge.decoder
+        if decoder is None:
+            drawn = list(batches)
+            images = to_uint8(np.concatenate([batch.images for batch in drawn]))
+            return judge.score(images), images, np.concatenate([batch.labels for batch in drawn])
+        first: list[tuple[np.ndarray, np.ndarray]] = []
+
+        def decoded() -> Iterator[np.ndarray]:
+            for batch in batches:
+                images = decoder.images(batch.images)
+                if sum(len(kept) for kept, _ in first) < KEPT_SAMPLES:
+                    first.append((images, batch.labels))
+                yield images
+
+        score = judge.score_batches(decoded())
+        return score, np.concatenate([images for images, _ in first]), np.concatenate([labels for _, labels in first])
 
     def _log(self, metrics: MetricsWriter, row: dict[str, Any]) -> None:
         metrics.write(row)
@@ -152,5 +172,17 @@ class _Execution:
     def _warn(self, message: str) -> None:
         self.report({"event": "warning", "message": message})
 
+    def _judges(self) -> dict[Evaluation, Scorer]:
+        """Scorers that need files of the user's, opened before training: a missing one should not be noticed days later."""
+        if not self.run.data.is_latent:
+            return {}
+        from dit.run_inputs import open_scorer
+
+        return {e: open_scorer(self.run, e, self.arguments) for e in self.record.missing_evaluations()}
+
     def _dataset(self) -> Dataset:
+        if self.run.data.is_latent:
+            from dit.run_inputs import open_training_data
+
+            return open_training_data(self.run, self.arguments, self.record.path)
         return ImageDataset(*load_images(self.run.data.name), self.run.batch_size, self.run.seed)

@@ -1,7 +1,8 @@
 """Drawing images from a trained model: compiled once per batch shape, whatever the number of sampling steps.
 
 Image `i` of a sampling seed has its own key; its label and all of its noise come from there. So an image does not change with the
-batch it is drawn in, and two models given the same seed start from the same noise and labels.
+batch it is drawn in, and two models given the same seed start from the same noise and labels. Labels may be given instead. A batch is
+split over this process's devices.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32, Int32, PyTree
 
 from dit.config import DiffusionConfig, Evaluation, ModelConfig
-from dit.diffusion import guided, linear_schedule, respace, respaced_timesteps, sample, tables
+from dit.diffusion import Model, guided, linear_schedule, respace, respaced_timesteps, sample, tables
 
 
 class Drawn(NamedTuple):
@@ -30,7 +32,7 @@ class Sampler:
 
     Args:
         apply: `(params, x, t, y) -> output`, as `dit.train.build` gives it.
-        batch_size: images per dispatch; the last batch is filled up, so that it compiles once.
+        batch_size: images per dispatch, rounded up to a multiple of the devices; the last batch is filled up, so that it compiles once.
     """
 
     def __init__(
@@ -40,35 +42,58 @@ class Sampler:
         diffusion: DiffusionConfig,
         batch_size: int,
     ):
-        self._apply, self._model, self._diffusion, self.batch_size = apply, model, diffusion, batch_size
+        devices = jax.local_devices()
+        self.batch_size = -(-batch_size // len(devices)) * len(devices)
+        self._apply, self._model, self._diffusion = apply, model, diffusion
+        mesh = Mesh(np.array(devices), ("batch",)) if len(devices) > 1 else None
+        self._split = NamedSharding(mesh, PartitionSpec("batch")) if mesh else None
+        self._whole = NamedSharding(mesh, PartitionSpec()) if mesh else None
         self._programs: dict[tuple, Callable[..., tuple[Array, Array]]] = {}
 
-    def draw(self, params: PyTree, evaluation: Evaluation, start: int, stop: int) -> Iterator[Drawn]:
-        """Images `start` to `stop` of the evaluation's sampling seed, a batch at a time, in order."""
+    def draw(
+        self,
+        params: PyTree,
+        evaluation: Evaluation,
+        start: int,
+        stop: int,
+        labels: Int32[np.ndarray, " N"] | None = None,
+    ) -> Iterator[Drawn]:
+        """Images `start` to `stop` of the evaluation's sampling seed, a batch at a time, in order.
+
+        Image `i` has label `labels[i % len(labels)]` where labels are given, else its own random one.
+        """
         schedule = linear_schedule(self._diffusion)
         kept = respaced_timesteps(self._diffusion.timesteps, evaluation.sampling_steps, evaluation.sampler)
         table = tables(respace(schedule, kept), length=self._diffusion.timesteps)
-        program = self._program(evaluation)
+        program = self._program(evaluation, labels is not None)
+        if self._whole is not None:
+            params, table = jax.device_put((params, table), self._whole)
         for first in range(start, stop, self.batch_size):
             indices = first + np.arange(self.batch_size, dtype=np.int32)
             num_steps, seed = np.int32(len(kept)), np.uint32(evaluation.sample_seed)
-            images, labels = jax.device_get(program(params, table, num_steps, seed, indices))
+            rows = (indices,) if labels is None else (indices, labels[indices % len(labels)])
+            if self._split is not None:
+                rows = jax.device_put(rows, self._split)
+            images, seen = jax.device_get(program(params, table, num_steps, seed, *rows))
             count = min(self.batch_size, stop - first)
-            yield Drawn(images[:count], labels[:count])
+            yield Drawn(images[:count], seen[:count])
 
-    def _program(self, evaluation: Evaluation) -> Callable[..., tuple[Array, Array]]:
-        model, kind = self._model, (evaluation.sampler, evaluation.cfg_scale, evaluation.cfg_channels)
+    def _program(self, evaluation: Evaluation, labelled: bool) -> Callable[..., tuple[Array, Array]]:
+        model, kind = self._model, (evaluation.sampler, evaluation.cfg_scale, evaluation.cfg_channels, labelled)
         shape = (model.input_size, model.input_size, model.in_channels)
 
-        def program(params, table, num_steps, seed, indices):
+        def program(params, table, num_steps, seed, indices, given=None):
             keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(jax.random.key(seed), index)))(indices)
-            labels = jax.vmap(lambda key: jax.random.randint(key, (), 0, model.num_classes))(keys[:, 1])
+            labels = given
+            if labels is None:
+                labels = jax.vmap(lambda key: jax.random.randint(key, (), 0, model.num_classes))(keys[:, 1])
 
-            def denoise(x, t, y):
+            def unguided(x, t, y):
                 return self._apply(params, x, t, y)
 
+            denoise: Model = unguided
             if evaluation.cfg_scale != 1.0:
-                denoise = guided(denoise, evaluation.cfg_scale, model.num_classes, evaluation.cfg_channels)
+                denoise = guided(unguided, evaluation.cfg_scale, model.num_classes, evaluation.cfg_channels)
             images = sample(denoise, table, num_steps, keys[:, 0], labels, shape, evaluation.sampler)
             return images, labels.astype(jnp.int32)
 

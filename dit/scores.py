@@ -100,7 +100,7 @@ def _score(
             return Score(frechet_distance(statistics.spatial.gaussian(), reference.spatial))
         case "inception_score":
             splits = statistics.inception.scores()
-            return Score(float(splits.mean()), spread=float(splits.std()))
+            return Score(float(splits.mean()), spread=_deviation(splits))
         case "precision" | "recall":
             assert manifolds is not None
             inside = manifolds.samples_inside if metric == "precision" else manifolds.references_inside
@@ -111,7 +111,11 @@ def _score(
             return Score(value, *interval(lambda chosen: float(inside[chosen].mean()), len(inside), value, resamples, seed))
         case "kid":
             subsets = kid(reference.features, features, seed=seed)
-            return Score(float(subsets.mean()), spread=float(subsets.std()))
+            return Score(float(subsets.mean()), spread=_deviation(subsets))
         case "fid_infinity":
             return Score(fid_infinity(features, reference.pooled, seed=seed))
     raise UserError(f"metric '{metric}' is unknown: expected some of {', '.join(METRICS)}")
+
+
+def _deviation(values: np.ndarray) -> float | None:
+    return float(values.std()) if len(values) > 1 else None

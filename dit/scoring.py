@@ -1,7 +1,8 @@
 """Scores of a run's samples, with the protocol that makes them comparable.
 
 A scorer holds one feature extractor, the statistics of the whole real data set under it, and the floor: the distance between one
-half of the real images and the other, which no model can be expected to beat by much.
+half of the real images and the other, which no model can be expected to beat by much. Of latents it also holds the decoder, and no floor:
+reference statistics do not tell it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,7 @@ from jaxtyping import UInt8
 from dit.classifier import small_image_extractor
 from dit.config import Evaluation, RunConfig, digest
 from dit.data import load_images
+from dit.decoding import Decoder
 from dit.errors import UserError
 from dit.extractors import Extractor
 from dit.metrics.frechet import Gaussian, frechet_distance
@@ -31,11 +34,22 @@ class Scorer:
     extractor: Extractor
     reference: Gaussian
     reference_sha256: str
-    floor: float
+    floor: float | None
+    decoder: Decoder | None = None
+    reference_name: str | None = None
 
     def score(self, images: UInt8[np.ndarray, "B H W C"]) -> float:
         """Fréchet distance of the images' pooled features to those of the whole real set."""
         return frechet_distance(_gaussian(self.extractor.extract(images).pooled), self.reference)
+
+    def score_batches(self, batches: Iterable[UInt8[np.ndarray, "B H W C"]]) -> float:
+        """As `score`, of images that need not fit in memory together."""
+        moments = None
+        for images in batches:
+            pooled = self.extractor.extract(images).pooled
+            moments = (Moments(pooled.shape[1]) if moments is None else moments).update(pooled)
+        assert moments is not None
+        return frechet_distance(moments.gaussian(), self.reference)
 
     def protocol(self, run: RunConfig, evaluation: Evaluation) -> dict[str, Any]:
         """Everything under which a score is taken; two scores compare only if these are equal."""
@@ -46,10 +60,11 @@ class Scorer:
             "extractor": self.extractor.name,
             "extractor_sha256": self.extractor.weights_sha256,
             "resize": self.extractor.resize,
-            "reference": run.data.name,
+            "reference": self.reference_name or run.data.name,
             "reference_sha256": self.reference_sha256,
             "metric": evaluation.metric,
             "timesteps": run.diffusion.timesteps,
+            **({"decoder_sha256": self.decoder.sha256} if self.decoder else {}),
         }
 
 
@@ -67,7 +82,7 @@ def scorer(features: str) -> Scorer:
     """
     if features not in ("digits", "mnist"):
         raise UserError(
-            f"features '{features}' cannot be scored while training: expected digits or mnist; "
+            f"features '{features}' cannot be scored here: expected digits or mnist, or inception for runs on latents; "
             "score saved samples of other data with `dit evaluate`"
         )
     extractor = small_image_extractor(features)

@@ -53,7 +53,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         value = json.loads(path.read_text(encoding="utf8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not even text
         raise UserError(
             f"{path} is not readable as JSON ({error}): restore it from a copy, or delete it to start over"
         ) from error
@@ -73,28 +73,39 @@ class Study:
     runs: tuple[RunConfig, ...]
 
 
+def check_study_folder(folder: Path, name: str) -> None:
+    """Check that the study of that name may be kept in the folder; nothing is written.
+
+    Raises:
+        UserError: if the folder holds another study or a newer schema, or it or a folder above it is a file.
+    """
+    for part in (folder, *folder.parents):
+        if part.exists() and not part.is_dir():
+            raise UserError(f"{part} is a file: expected a folder for the study, choose another --out")
+    path = folder / "study.json"
+    if path.exists():
+        present = read_json(path)
+        if present.get("study") != name:
+            raise UserError(f"{folder} holds study '{present.get('study')}', not '{name}': choose another --out")
+    elif (folder / "runs").exists():
+        raise UserError(f"{folder} has runs but no study.json: choose another --out, or restore study.json from a copy")
+
+
 def save_study(folder: Path, study: Study) -> None:
     """Record what the study asks for; a study may grow, but the folder keeps its name.
 
     Raises:
-        UserError: if the folder holds another study or a newer schema, or is a file.
+        UserError: as `check_study_folder` does.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file: expected a folder for the study, choose another --out")
+    check_study_folder(folder, study.name)
     path = folder / "study.json"
-    if path.exists():
-        present = read_json(path)
-        if present.get("study") != study.name:
-            raise UserError(f"{folder} holds study '{present.get('study')}', not '{study.name}': choose another --out")
-    elif (folder / "runs").exists():
-        raise UserError(f"{folder} has runs but no study.json: choose another --out, or restore study.json from a copy")
     value = {
         "schema_version": SCHEMA_VERSION,
         "study": study.name,
         "doc": study.doc,
         "runs": [to_json(run) for run in study.runs],
     }
-    if not path.exists() or read_json(path) != value:
+    if not path.exists() or read_json(path) != json.loads(json.dumps(value)):
         write_json(path, value)
 
 

@@ -14,17 +14,17 @@ from dit.config import BLOCKS, DATASETS, SIZES, Evaluation, OptimConfig, RunConf
 
 DATA = DATASETS["digits"]
 PATCH_SIZES = (4, 2, 1)
-STEPS = 600
-SCORED_STEPS = (200, 400, 600)
-SAMPLING_STEPS = (16, 64, 128)
-OPTIM = OptimConfig(learning_rate=3e-3, ema_decay=0.99)
+STEPS = 1_000
+SCORED_STEPS = (300, 600, 1_000)
+SAMPLING_STEPS = (5, 10, 40)
+OPTIM = OptimConfig(learning_rate=4e-3, ema_decay=0.99)
 
 
 def evaluations(block: str, size: str) -> tuple[Evaluation, ...]:
     """Scores along training for every cell; for adaLN-Zero's S and XL also along the number of sampling steps."""
-    scores = [Evaluation(step, "digits", num_samples=512, sampling_steps=32) for step in SCORED_STEPS]
+    scores = [Evaluation(step, "digits", num_samples=384, sampling_steps=20) for step in SCORED_STEPS]
     if block == "adaln_zero" and size in ("S", "XL"):
-        scores += [Evaluation(STEPS, "digits", num_samples=512, sampling_steps=n) for n in SAMPLING_STEPS]
+        scores += [Evaluation(STEPS, "digits", num_samples=384, sampling_steps=n) for n in SAMPLING_STEPS]
     return tuple(scores)
 
 
@@ -35,7 +35,7 @@ def runs() -> list[RunConfig]:
             model=model_config(block, size, patch_size, DATA, ladder="nano"),
             data=DATA,
             steps=STEPS,
-            batch_size=32,
+            batch_size=8,
             optim=OPTIM,
             evaluations=evaluations(block, size),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -30,6 +31,7 @@ class Worker:
         self.number, self.cpus, self.log = number, cpus, log
         self.run: RunConfig | None = None
         self.rest = b""
+        self.failed_starts = 0
         self._start()
 
     def _start(self) -> None:
@@ -46,11 +48,9 @@ class Worker:
     def send(self, task: dict[str, Any]) -> None:
         """Hand over a cell; a worker that has died meanwhile is noticed by its closed output."""
         assert self.process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(task).encode() + b"\n")
             self.process.stdin.flush()
-        except BrokenPipeError:
-            pass
 
     def receive(self) -> list[dict[str, Any]] | None:
         """Events that have arrived; None once the process has closed its output."""
@@ -71,10 +71,8 @@ class Worker:
     def stop(self) -> None:
         """Let the process end: at once if it has nothing in hand."""
         assert self.process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-        except BrokenPipeError:
-            pass
         try:
             self.process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -105,10 +103,14 @@ def run_cells(
 
     def replace(worker: Worker) -> None:
         selector.unregister(worker.process.stdout)  # type: ignore[arg-type]
-        run, code = worker.run, worker.restart()
+        run, started, code = worker.run, worker.ready, worker.restart()
+        worker.run = None
         selector.register(worker.process.stdout, selectors.EVENT_READ, worker)  # type: ignore[arg-type]
         if run is None:
-            raise UserError(f"a worker ended with code {code} before it could take a cell: its log is {worker.log}")
+            worker.failed_starts += not started
+            if worker.failed_starts == MAX_DEATHS:
+                raise UserError(f"a worker ended with code {code} before it could take a cell: its log is {worker.log}")
+            return
         deaths[run.run] += 1
         listen({"event": "died", "run": run.run, "worker": worker.number, "code": code})
         if deaths[run.run] < MAX_DEATHS:
@@ -133,6 +135,7 @@ def run_cells(
                     if event["event"] in ("ready", "finished"):
                         if event["event"] == "finished":
                             listen({**event, "worker": worker.number})
+                        worker.ready, worker.failed_starts = True, 0
                         assign(worker)
                     else:
                         listen({**event, "worker": worker.number})

@@ -5,15 +5,20 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
+import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 import experiments
 from dit.config import RunConfig
 from dit.errors import UserError
 from dit.rows import planned_row
 from dit.store import Study
+
+Result = TypeVar("Result")
 
 
 def names() -> list[str]:
@@ -36,7 +41,7 @@ def declared(name: str) -> Study:
         raise UserError(f"unknown study '{name}': expected one of {', '.join(names())}, or the path of a Python file with runs()")
     if not callable(getattr(module, "runs", None)):
         raise UserError(f"study '{name}' has no runs(): define runs() -> list[RunConfig] in it")
-    runs = tuple(module.runs())
+    runs = _users(Path(module.__file__ or name), lambda: tuple(module.runs()))
     if not runs or not all(isinstance(run, RunConfig) for run in runs):
         raise UserError(f"runs() of study '{name}' gave {len(runs)} cells: expected a non-empty list of RunConfig")
     first: dict[str, int] = {}
@@ -57,14 +62,24 @@ def _module_at(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is not a Python file: expected a study module with runs()")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # a dataclass in it looks itself up there
+    loader = spec.loader
+    _users(path, lambda: loader.exec_module(module))
+    return module
+
+
+def _users(path: Path, call: Callable[[], Result]) -> Result:
+    """Call the user's own code; if it breaks, say at which line of the file."""
     try:
-        spec.loader.exec_module(module)
+        return call()
     except UserError:
         raise
-    except Exception as error:  # the user's own code: say where it broke
-        line = traceback.extract_tb(error.__traceback__)[-1].lineno
-        raise UserError(f"study file {path} failed at line {line}: {type(error).__name__}: {error}") from error
-    return module
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        where = "" if line is None else f" at line {line}"
+        raise UserError(f"study file {path} failed{where}: {type(error).__name__}: {error}") from error
 
 
 def subset(study: Study, where: str | None) -> tuple[RunConfig, ...]:

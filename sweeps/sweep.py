@@ -10,7 +10,7 @@ from typing import Any
 
 from dit.config import RunArguments, RunConfig
 from dit.errors import UserError
-from dit.store import FAILED, Busy, RunStore, Study, exclusive, save_study
+from dit.store import FAILED, Busy, RunStore, Study, check_study_folder, exclusive, save_study
 from sweeps.local import run_cells
 from sweeps.progress import Progress, work
 
@@ -50,9 +50,10 @@ def sweep(
     Raises:
         UserError: if the folder is another study's, a file, of a newer schema, or in use by another sweep.
     """
-    save_study(folder, study)
+    check_study_folder(folder, study.name)
     try:
         with exclusive(folder / ".lock"):
+            save_study(folder, study)
             records = [RunStore(folder, run) for run in runs]
             done = {record.run.run for record in records if record.is_done()}
             failed = {record.run.run for record in records if record.status()["state"] == FAILED}

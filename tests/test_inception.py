@@ -109,8 +109,7 @@ def test_random_weights_are_named_so() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [32, 299, 300])
 def test_equals_torch_fidelity_at_other_sizes(size: int, folded: inception.Folded, tmp_path) -> None:
-    import torch
-
+    torch = pytest.importorskip("torch")
     path = tmp_path / "weights.pth"
     torch.save({name: torch.tensor(value) for name, value in weights().items()}, path)
     names = ["2048", "logits_unbiased", "logits"]

@@ -55,8 +55,7 @@ def test_no_images() -> None:
 
 @pytest.mark.torch
 def test_equals_torch_fidelity() -> None:
-    import torch
-
+    torch = pytest.importorskip("torch")
     oracle = load("metric_isc")
     logits = _logits(200)
     expected = oracle.isc_features_to_metric(torch.tensor(logits), splits=4, shuffle=False)["inception_score_mean"]

@@ -66,8 +66,7 @@ def test_intervals_cover_the_truth() -> None:
 
 @pytest.mark.torch
 def test_equals_torch_fidelity() -> None:
-    import torch
-
+    torch = pytest.importorskip("torch")
     oracle = load("metric_kid")
     x, y = _points(40, 0), _points(40, 1, 0.3)
     expected = oracle.kid_features_to_metric(torch.tensor(x), torch.tensor(y), kid_subsets=1, kid_subset_size=40, verbose=False)

@@ -26,7 +26,7 @@ def _inside(points: np.ndarray, centres: np.ndarray, nearest: int) -> np.ndarray
 
 
 @pytest.mark.parametrize("block", [64, 4096])
-@pytest.mark.parametrize("nearest", [1, 3, 5])
+@pytest.mark.parametrize("nearest", [1, 3])
 def test_equals_brute_force(monkeypatch: pytest.MonkeyPatch, block: int, nearest: int) -> None:
     monkeypatch.setattr(module, "BLOCK", block)
     references, samples = _points(150, 0), _points(200, 1, 0.8)
@@ -77,8 +77,7 @@ def test_faults() -> None:
 
 @pytest.mark.torch
 def test_equals_torch_fidelity() -> None:
-    import torch
-
+    torch = pytest.importorskip("torch")
     oracle = load("metric_prc")
     references, samples = _points(150, 0), _points(150, 1, 0.8)
     expected = oracle.prc_features_to_metric(

@@ -32,12 +32,12 @@ def run(args: argparse.Namespace) -> None:
     runs = subset(study, args.where)
     rows = plan(study, runs)
     style = "json" if args.json else args.format
-    columns = args.columns.split(",") if args.columns else list(rows[0] if style == "json" else COLUMNS)
+    columns = [name.strip() for name in args.columns.split(",")] if args.columns else list(rows[0] if style == "json" else COLUMNS)
     for name in [*columns, *([args.sort] if args.sort else [])]:
         if name not in rows[0]:
             raise UserError(f"unknown column '{name}': expected one of {', '.join(rows[0])}")
     if args.sort:
-        rows.sort(key=lambda row: row[args.sort], reverse=args.descending)
+        rows.sort(key=lambda row: (row[args.sort] is None, row[args.sort]), reverse=args.descending)
     print(tables.render(rows, columns, style), end="")
     bill = total(runs)
     print(

@@ -1,4 +1,4 @@
-"""Run what is missing of a study and resume what was interrupted; then print its results.
+"""Run what is missing of a study and resume what was interrupted; `dit results` then shows its table.
 
 Run it again at any time: finished cells are never run twice, a killed one goes on from its last checkpoint. Exit code 3: some failed.
 """
@@ -22,6 +22,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wandb", choices=("off", "offline", "online"), default="off", help="mirror runs in Weights & Biases")
     parser.add_argument("--log-every", type=int, default=50, help="steps per logged row (default: 50)")
     parser.add_argument("--checkpoint-every", type=int, default=10_000, help="steps per checkpoint, besides evaluations")
+    paths = parser.add_argument_group("for studies on latents")
+    paths.add_argument("--data", default="", help="encoded images: the folder of `dit encode`, or its gs:// path")
+    paths.add_argument("--vae", default="", help="autoencoder that decodes samples to be scored")
+    paths.add_argument("--inception", default="", help="Inception weights (default: as `dit evaluate` finds them)")
+    paths.add_argument("--reference", default="", help="statistics of the real images: ADM's batch, or a file of `dit reference`")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
     study = declared(args.study)
     runs = subset(study, args.where)
     folder = args.out or Path("runs") / study.name
-    arguments = RunArguments(log_every=args.log_every, checkpoint_every=args.checkpoint_every, wandb=args.wandb)
+    paths = {name: getattr(args, name) for name in ("data", "vae", "inception", "reference")}
+    arguments = RunArguments(log_every=args.log_every, checkpoint_every=args.checkpoint_every, wandb=args.wandb, **paths)
 
     def tell(message: str) -> None:
         print(message, file=sys.stderr)

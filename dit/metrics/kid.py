@@ -27,6 +27,8 @@ def kid(
 ) -> Float[np.ndarray, "subsets"]:
     """The estimate of each subset; their mean is the score. Subsets are drawn without replacement within each."""
     size = min(subset_size, len(references), len(samples))
+    if size == len(references) == len(samples):
+        subsets = 1  # every draw is the whole of both
     generator = np.random.default_rng(seed)
     draws = ((generator.choice(len(x), size, replace=False) for x in (references, samples)) for _ in range(subsets))
     return np.array([squared_mmd(references[a], samples[b]) for a, b in draws])

@@ -1,0 +1,101 @@
+"""What a run on latents takes from the user's disk: encoded images to train on, and all that a score of decoded samples needs.
+
+Everything is opened and checked before anything is compiled, and what a run was trained on is recorded in its folder (`data.json`), so that
+it is never resumed on other latents. Imported only by runs on latents: small images need none of it.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from dit.config import DataConfig, Evaluation, RunArguments, RunConfig
+from dit.decoding import Decoder, open_decoder
+from dit.errors import UserError
+from dit.extractors import make_extractor
+from dit.latent_shards import MANIFEST, Manifest, open_latents
+from dit.latents import LatentDataset
+from dit.reference import load
+from dit.scoring import Scorer
+from dit.store import SCHEMA_VERSION, read_json, write_json
+from dit.vae import LATENT_SCALE
+
+BATCH_SIZE = 64
+"""Images per dispatch of the feature extractor."""
+
+
+def open_training_data(run: RunConfig, arguments: RunArguments, folder: Path) -> LatentDataset:
+    """The run's batches of latents; `folder` is the run's.
+
+    Raises:
+        UserError: if there are none, a shard is damaged, they do not fit the run, or the run was begun on others.
+    """
+    if not arguments.data:
+        raise UserError(
+            f"data set '{run.data.name}' is latents of your own images: give their folder with --data (dit encode makes it)"
+        )
+    _, manifest = open_latents(arguments.data)
+    check_fit(manifest, run.data, arguments.data)
+    path = folder / "data.json"
+    value = {"schema_version": SCHEMA_VERSION, "latents": manifest.identity, "vae_sha256": manifest.settings.vae_sha256}
+    if not path.exists():
+        write_json(path, value)
+    elif read_json(path) != value:
+        raise UserError(
+            f"{arguments.data} holds other latents than this run was begun on: give those, or move {folder} away"
+        )
+    return LatentDataset(arguments.data, run.batch_size, run.seed, verify=False)
+
+
+def check_fit(manifest: Manifest, data: DataConfig, source: str) -> None:
+    """Whether the encoded images are what the data set declares.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    settings = manifest.settings
+    for name, given, expected in (
+        ("image_size", settings.image_size, data.image_size),
+        ("latent_size", settings.latent_size, data.input_size),
+        ("latent_channels", settings.latent_channels, data.in_channels),
+        ("latent_scale", settings.latent_scale, LATENT_SCALE),
+    ):
+        if given != expected:
+            raise UserError(
+                f"{source}/{MANIFEST}: {name} is {given}, data set '{data.name}' needs {expected}: encode the images for it"
+            )
+    if manifest.num_classes > data.num_classes:
+        raise UserError(
+            f"{source}/{MANIFEST}: {manifest.num_classes} classes, data set '{data.name}' has {data.num_classes}: declare one of its own"
+        )
+
+
+def open_scorer(run: RunConfig, evaluation: Evaluation, arguments: RunArguments) -> Scorer:
+    """The scorer of decoded samples under Inception features.
+
+    Raises:
+        UserError: for a path that is missing or does not fit, or an evaluation that does not say which decoder it is under.
+    """
+    if evaluation.features != "inception":
+        raise UserError(f"features '{evaluation.features}' cannot score images decoded from latents: expected inception")
+    for option, path in (("vae", arguments.vae), ("reference", arguments.reference)):
+        if not path:
+            raise UserError(
+                f"an evaluation of step {evaluation.step} scores Inception features: give --{option}, see docs/imagenet.md"
+            )
+    if evaluation.decoder == "none":
+        raise UserError(
+            f"the evaluation of step {evaluation.step} declares no decoder, but latents are decoded: name it in the study"
+        )
+    return _scorer(run.data, arguments.vae, arguments.inception, arguments.reference)
+
+
+@functools.lru_cache(maxsize=1)
+def _scorer(data: DataConfig, vae: str, inception: str, reference: str) -> Scorer:
+    """Kept from one cell to the next."""
+    if inception.startswith("random:"):
+        raise UserError(f"--inception {inception}: random weights score nothing; give the published file")
+    extractor = make_extractor("inception", inception or None, BATCH_SIZE)
+    decoder: Decoder = open_decoder(vae, data)
+    real = load(reference, extractor, BATCH_SIZE)
+    return Scorer(extractor, real.pooled, real.sha256, None, decoder, real.made_by["source"])

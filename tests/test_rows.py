@@ -1,0 +1,91 @@
+"""The columns of the results table: their names, their order, and one cell worked out by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from dit import rows
+from dit.config import DATASETS, Evaluation, RunConfig, model_config
+
+DOCUMENTED = (
+    "run study block size patch_size seed image_size tokens params gflops batch_size step images_seen train_gflops "
+    "sampling_steps sampling_gflops cfg_scale num_samples fd_digits protocol status source reason"
+).split()
+SCORED_ONLY = {"sampling_steps", "sampling_gflops", "cfg_scale", "num_samples", "fd_digits", "protocol"}
+
+RUN = RunConfig(model_config("adaln_zero", "S", 4, DATASETS["digits"], "nano"), DATASETS["digits"], 100, batch_size=64, seed=3)
+EVALUATION = Evaluation(50, "digits", num_samples=512, sampling_steps=32)
+
+# By hand, with d = 24, n = 3 blocks, T = 4 tokens, patches of 16 pixels, and 32 numbers out per patch:
+EMBED = 4 * 16 * 24 + 256 * 24 + 24 * 24
+BLOCK = 4 * 4 * 24**2 + 2 * 4 * 4 * 24 + 2 * 4 * 24 * 96 + 6 * 24**2
+FINAL = 4 * 24 * 32 + 2 * 24**2
+GFLOPS = (EMBED + 3 * BLOCK + FINAL) / 1e9
+
+
+def test_the_columns_are_the_documented_ones_in_order():
+    assert rows.columns(["fd_digits"]) == DOCUMENTED
+    assert rows.columns(["fid", "sfid"])[18:20] == ["fid", "sfid"]
+
+
+def test_a_score_fills_every_column_in_order():
+    row = rows.score_row(RUN, "mine", EVALUATION, 12.5, "abc")
+    assert list(row) == DOCUMENTED
+
+
+def test_a_plan_fills_the_columns_known_before_in_order():
+    row = rows.planned_row(RUN, "mine")
+    assert list(row) == [name for name in DOCUMENTED if name not in SCORED_ONLY]
+
+
+def test_one_cell_by_hand():
+    row = rows.score_row(RUN, "mine", EVALUATION, 12.5, "abc")
+    params = row.pop("params")
+    gflops = {name: row.pop(name) for name in ("gflops", "train_gflops", "sampling_gflops")}
+    assert row == {
+        "run": f"adaln_zero-S-4-s3-{RUN.hash}",
+        "study": "mine",
+        "block": "adaln_zero",
+        "size": "S",
+        "patch_size": 4,
+        "seed": 3,
+        "image_size": 8,
+        "tokens": 4,
+        "batch_size": 64,
+        "step": 50,
+        "images_seen": 3200,
+        "sampling_steps": 32,
+        "cfg_scale": 1.0,
+        "num_samples": 512,
+        "fd_digits": 12.5,
+        "protocol": "abc",
+        "status": "done",
+        "source": "mine",
+        "reason": None,
+    }
+    attention, mlp, modulation = 4 * (24**2 + 24), 2 * 24 * 96 + 96 + 24, 6 * (24**2 + 24)
+    embeddings = (16 * 24 + 24) + (256 * 24 + 24 + 24**2 + 24) + 11 * 24
+    assert params == embeddings + 3 * (attention + mlp + modulation) + (24 * 32 + 32) + 2 * (24**2 + 24)
+    assert gflops == pytest.approx(
+        {"gflops": GFLOPS, "train_gflops": GFLOPS * 64 * 50 * 3, "sampling_gflops": GFLOPS * 32}, rel=1e-12
+    )
+
+
+def test_a_planned_cell_stands_at_the_end_of_its_training():
+    row = rows.planned_row(RUN, "mine")
+    assert (row["step"], row["images_seen"], row["status"], row["reason"]) == (100, 6400, "planned", None)
+    assert row["train_gflops"] == pytest.approx(GFLOPS * 64 * 100 * 3, rel=1e-12)
+    assert rows.planned_row(RUN, "mine", "running")["status"] == "running"
+
+
+def test_guidance_doubles_the_cost_of_sampling_and_nothing_else():
+    plain = rows.score_row(RUN, "mine", EVALUATION, 1.0, "abc")
+    guided = rows.score_row(RUN, "mine", replace(EVALUATION, cfg_scale=1.5), 1.0, "abc")
+    assert {name for name in plain if plain[name] != guided[name]} == {"sampling_gflops", "cfg_scale"}
+    assert guided["sampling_gflops"] == 2 * plain["sampling_gflops"]
+
+
+def test_the_score_stands_under_the_name_of_its_features():
+    row = rows.score_row(RUN, "mine", replace(EVALUATION, features="inception"), 2.0, "abc")
+    assert row["fid"] == 2.0
+    assert "fd_digits" not in row
