@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from dit import rows
-from dit.config import DATASETS, Evaluation, RunConfig, model_config
+from dit.config import DATASETS, Evaluation, ModelConfig, RunConfig
 
 DOCUMENTED = (
     "run study block size patch_size seed image_size tokens params gflops batch_size step images_seen train_gflops "
@@ -13,7 +13,8 @@ DOCUMENTED = (
 ).split()
 SCORED_ONLY = {"sampling_steps", "sampling_gflops", "cfg_scale", "num_samples", "fd_digits", "protocol"}
 
-RUN = RunConfig(model_config("adaln_zero", "S", 4, DATASETS["digits"], "nano"), DATASETS["digits"], 100, batch_size=64, seed=3)
+MODEL = ModelConfig("adaln_zero", 4, depth=3, hidden_size=24, num_heads=2, input_size=8, in_channels=1, num_classes=10, size="S")
+RUN = RunConfig(MODEL, DATASETS["digits"], steps=100, batch_size=64, seed=3)
 EVALUATION = Evaluation(50, "digits", num_samples=512, sampling_steps=32)
 
 # By hand, with d = 24, n = 3 blocks, T = 4 tokens, patches of 16 pixels, and 32 numbers out per patch:

@@ -34,7 +34,7 @@ def test_the_grids_have_every_block_size_and_patch_size_once(name, cells, patche
     assert len({run.hash for run in study.runs}) == len(study.runs) == cells
     assert len({(run.model.block, run.model.size, run.model.patch_size) for run in study.runs}) == cells
     assert {run.model.patch_size for run in study.runs} == patches
-    assert (study.name, study.doc.split(":")[0].count("\n") > 0) == (name, True)
+    assert study.name == name
     for part in ("Question:", "Command:", "Cost:", "Expectation:"):
         assert part in study.doc
 
