@@ -8,13 +8,13 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints
 
 demo: $(VENV)/installed
 	$(BIN)/dit sweep demo
-	$(BIN)/dit results runs/demo --where "step == 1500" --sort fd_digits
+	$(BIN)/dit results runs/demo --where "step == 1000" --sort fd_digits
 	$(BIN)/dit figures runs/demo
 
 test: $(VENV)/installed-test
 	$(BIN)/pytest -n 2 tests
 
-lint: $(VENV)/installed-test
+lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
@@ -32,7 +32,11 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(INSTALL) -e ".[test,lint]"
+	$(INSTALL) -e ".[test]"
+	touch $@
+
+$(VENV)/installed-lint: $(VENV)/installed
+	$(INSTALL) -e ".[lint]"
 	touch $@
 
 clean:

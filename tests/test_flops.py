@@ -21,7 +21,10 @@ CELLS = [
     *(model_config(*cell, IMAGENET) for cell in itertools.product(BLOCKS, SIZES, (2, 4, 8))),
     *(model_config(block, "XL", 2, DATASETS["imagenet512"]) for block in BLOCKS),
     *(model_config(*cell, DATASETS["digits"], "nano") for cell in itertools.product(BLOCKS, ("S", "XL"), (1, 4))),
-    *(model_config(block, "S", 2, IMAGENET, learn_sigma=False, class_dropout_prob=0.0, mlp_ratio=3.0) for block in BLOCKS),
+    *(
+        model_config(block, "S", 2, IMAGENET, learn_sigma=False, class_dropout_prob=0.0, mlp_ratio=3.0)
+        for block in BLOCKS
+    ),
 ]
 
 

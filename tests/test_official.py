@@ -13,7 +13,9 @@ from dit.errors import UserError
 @pytest.fixture(params=["model_patch2", "model_patch4"])
 def released(request, golden):
     arrays = golden(request.param)
-    config = ModelConfig("adaln_zero", **{k.removeprefix("config/"): v.item() for k, v in arrays.items() if "config/" in k})
+    config = ModelConfig(
+        "adaln_zero", **{k.removeprefix("config/"): v.item() for k, v in arrays.items() if "config/" in k}
+    )
     return {k.removeprefix("state_dict/"): v for k, v in arrays.items() if k.startswith("state_dict/")}, config
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -65,7 +66,7 @@ def _sampled(study: StudyResults) -> Scores:
     return shown.of(at_common_step(rows))
 
 
-def _path(study: StudyResults, row: pd.Series) -> Path:
+def _path(study: StudyResults, row: Any) -> Path:
     return study.samples[row["run"], row["step"], row["protocol"]]
 
 
@@ -77,7 +78,7 @@ def _images(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def _draw(
     study: StudyResults,
     shown: Scores,
-    grid: list[list[pd.Series | None]],
+    grid: list[list[Any]],
     names: list[str],
     heads: list[str],
     what: str,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from dit.errors import UserError
 
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     folder = args.out or Path("runs") / study.name
     paths = {name: getattr(args, name) for name in ("data", "vae", "inception", "reference")}
     arguments = RunArguments(log_every=args.log_every, checkpoint_every=args.checkpoint_every, wandb=args.wandb, **paths)
+    _require_paths(runs, folder, arguments)
 
     def tell(message: str) -> None:
         print(message, file=sys.stderr)
@@ -53,3 +55,14 @@ def run(args: argparse.Namespace) -> int:
     failed = f", {outcome.failed} failed (see dit status {folder})" if outcome.failed else ""
     print(f"{outcome.done} of {outcome.cells} done{failed}", file=sys.stderr)
     return 3 if outcome.failed else 0
+
+
+def _require_paths(runs: Any, folder: Path, arguments: Any) -> None:
+    """Say at once, not cell by cell, what runs on latents lack."""
+    from dit.store import RunStore
+
+    left = [run for run in runs if run.data.is_latent and not RunStore(folder, run).is_done()]
+    needed = ["data"] * bool(left) + ["vae", "reference"] * any(run.evaluations for run in left)
+    missing = [f"--{name}" for name in needed if not getattr(arguments, name)]
+    if missing:
+        raise UserError(f"the study trains on latents of your own images: give {' and '.join(missing)} (see docs/imagenet.md)")

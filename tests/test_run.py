@@ -1,0 +1,304 @@
+"""One run to its end: rows, scores and status; and the same bits however often it is interrupted."""
+
+import contextlib
+import functools
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from dit import run as product
+from dit.checkpoint import Checkpoints, flatten
+from dit.config import DATASETS, Evaluation, OptimConfig, RunArguments, RunConfig, model_config, to_json
+from dit.rows import columns
+from dit.run import execute
+from dit.store import RunStore, read_json
+
+DATA = DATASETS["digits"]
+SCORES = tuple(Evaluation(step, "digits", num_samples=32, sampling_steps=4) for step in (12, 30))
+RUN = RunConfig(model_config("adaln_zero", "S", 4, DATA, ladder="nano"), DATA, 30, 8, evaluations=SCORES)
+ARGUMENTS = RunArguments(log_every=5, checkpoint_every=8, sample_batch_size=16)
+STOPS = [8, 12, 16, 24, 30]
+
+
+class Killed(BaseException):
+    """The end of the process, as far as the code under test can tell."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    """The same programs for every attempt of this file: compiling is most of a tiny run's time."""
+    build, sampler = functools.cache(product.build), functools.cache(product.Sampler)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(product, "build", lambda run: build(replace(run, evaluations=(), steps=1)))
+        patch.setattr(product, "Sampler", sampler)
+        yield
+
+
+def finish(folder, run=RUN, report=lambda event: None, arguments=ARGUMENTS):
+    return execute(folder, "mine", run, arguments, report)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of an uninterrupted run, and the events that it told."""
+    folder, events = tmp_path_factory.mktemp("whole"), []
+    assert finish(folder, report=events.append) == "done"
+    return folder, events
+
+
+def record_of(folder, run=RUN):
+    """Everything that must not depend on interruptions, of a run that is done."""
+    record = RunStore(folder, run)
+    rows = [{name: value for name, value in row.items() if name != "images_per_s"} for row in record.metrics()]
+    samples = {}
+    for path in sorted((record.path / "samples").iterdir()):
+        with np.load(path) as arrays:
+            samples[path.name] = {name: arrays[name].tobytes() for name in arrays.files}
+    evaluations = {path.name: path.read_bytes() for path in sorted((record.path / "evals").iterdir())}
+    status = {name: record.status()[name] for name in ("state", "step", "loss")}
+    return rows, evaluations, samples, arrays_of(record.path / "checkpoints"), arrays_of(record.path / "ema"), status
+
+
+def arrays_of(folder):
+    abstract = jax.eval_shape(product.build(RUN).init)
+    found = Checkpoints(folder, RUN.hash)
+    like = abstract if folder.name == "checkpoints" else abstract.ema
+    return {step: {name: np.asarray(leaf).tobytes() for name, leaf in flatten(found.restore(step, like)).items()} for step in found.steps()}
+
+
+def test_a_run_leaves_its_rows_scores_and_status(whole):
+    folder, events = whole
+    record = RunStore(folder, RUN)
+    assert record.is_done()
+    assert {name: record.status()[name] for name in ("state", "step", "attempt")} == {"state": "done", "step": 30, "attempt": 1}
+    steps = sorted({*STOPS, *range(5, 31, 5)})
+    assert [row["step"] for row in record.metrics()] == steps
+    assert all(np.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in record.metrics())
+    assert record.status()["loss"] == record.metrics()[-1]["loss"]
+    assert [event["step"] for event in events if event["event"] == "step"] == steps
+    assert [(e["event"], e["step"]) for e in events if "score" in e["event"]] == [
+        ("score", 12), ("scored", 12), ("score", 30), ("scored", 30)
+    ]  # fmt: skip
+    assert sorted(path.name for path in (record.path / "checkpoints").iterdir()) == ["00000024", "00000030"]
+    assert sorted(path.name for path in (record.path / "ema").iterdir()) == ["00000012", "00000030"]
+    assert read_json(record.path / "environment-0001.json")["backend"] == "cpu"
+
+
+def test_each_score_has_its_row_protocol_floor_and_first_samples(whole):
+    record = RunStore(whole[0], RUN)
+    for value, evaluation in zip(record.evaluations(), SCORES, strict=True):
+        row = value["row"]
+        assert list(row) == columns(["fd_digits"])
+        assert (row["step"], row["study"], row["status"], row["num_samples"]) == (evaluation.step, "mine", "done", 32)
+        assert row["fd_digits"] > value["floor"] > 0
+        assert row["protocol"] == product.protocol_hash(value["protocol"])
+        assert value["protocol"]["sampling_steps"] == 4
+        with np.load(record.samples_path(evaluation)) as kept:
+            assert (kept["images"].shape, kept["images"].dtype) == ((16, 8, 8, 1), np.uint8)
+            assert kept["labels"].shape == (16,)
+
+
+def test_running_again_does_nothing(whole):
+    before = record_of(whole[0])
+    events = []
+    assert finish(whole[0], report=events.append) == "done"
+    assert events == []
+    assert record_of(whole[0]) == before
+
+
+def dying(count, kind=None):
+    """A report that is the process's last moment at its `count`-th event, of a `kind` if one is given."""
+    seen = []
+
+    def report(event):
+        seen.append(event["event"])
+        if (len(seen) if kind is None else seen.count(kind)) == count and kind in (None, event["event"]):
+            raise Killed
+
+    return report
+
+
+def die_at(monkeypatch, name, count, after):
+    """Have the process end at the `count`-th call of something that `dit.run` uses, before it or after it."""
+    owner, method = name
+    original, calls = getattr(owner, method), []
+
+    def call(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == count and not after:
+            raise Killed
+        result = original(*args, **kwargs)
+        if len(calls) == count:
+            raise Killed
+        return result
+
+    monkeypatch.setattr(owner, method, call)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file")
+def test_an_attempt_that_ends_at_every_kind_of_event_costs_nothing(tmp_path, whole):
+    """One folder, many deaths: at the first row, between stops, before and after a score."""
+    for count, kind in ((1, None), (3, None), (1, "score"), (1, "scored"), (4, None), (1, "score")):
+        with pytest.raises(Killed):
+            finish(tmp_path, report=dying(count, kind))
+    assert finish(tmp_path) == "done"
+    assert RunStore(tmp_path, RUN).status()["attempt"] == 7
+    assert record_of(tmp_path) == record_of(whole[0])
+
+
+POINTS = [
+    ((Checkpoints, "save"), 1, False),
+    ((Checkpoints, "save"), 2, True),  # between the kept average of step 12 and the checkpoint
+    ((Checkpoints, "save"), 3, True),
+    ((Checkpoints, "prune"), 3, False),
+    ((product.store, "write_json"), 1, True),
+    ((product.store, "write_json"), 2, False),
+    ((RunStore, "set_status"), 3, False),
+    ((RunStore, "set_status"), 6, True),
+    ((RunStore, "set_status"), 7, False),
+]
+
+
+@pytest.mark.parametrize(("name", "count", "after"), POINTS, ids=lambda value: getattr(value, "__name__", None))
+def test_an_attempt_that_ends_between_two_files_costs_nothing(tmp_path, monkeypatch, whole, name, count, after):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        die_at(patch, name, count, after)
+        finish(tmp_path)
+    assert finish(tmp_path) == "done"
+    assert record_of(tmp_path) == record_of(whole[0])
+
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+import jax
+jax.config.update("jax_compilation_cache_dir", str(Path(os.environ["DIT_CACHE"]) / "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+from dit.config import RunArguments, from_json
+from dit.run import execute
+folder, study, run, arguments, last = json.loads(sys.argv[1])
+def report(event):
+    global last
+    last -= 1
+    if last == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+execute(Path(folder), study, from_json(run), RunArguments(**arguments), report)
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_in_another_process_costs_nothing(tmp_path, whole):
+    for last in (5, 3):
+        task = json.dumps([str(tmp_path), "mine", to_json(RUN), vars(ARGUMENTS), last])
+        assert subprocess.run([sys.executable, "-c", KILLED, task]).returncode == -9
+        assert RunStore(tmp_path, RUN).status()["state"] == "running"
+    with open(RunStore(tmp_path, RUN).path / "metrics" / "0002.jsonl", "ab") as file:
+        file.write(b'{"step": 3')
+    assert finish(tmp_path) == "done"
+    assert record_of(tmp_path) == record_of(whole[0])
+
+
+def test_a_damaged_checkpoint_is_told_and_costs_only_steps(tmp_path, whole):
+    with contextlib.suppress(Killed):
+        finish(tmp_path, report=dying(2, "score"))
+    record = RunStore(tmp_path, RUN)
+    manifest = record.path / "checkpoints" / "00000030" / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:-20])
+    events = []
+    assert finish(tmp_path, report=events.append) == "done"
+    assert events[0]["event"] == "warning"
+    assert "step 30 is corrupt" in events[0]["message"]
+    assert record_of(tmp_path)[:3] == record_of(whole[0])[:3]
+
+
+def test_a_loss_that_is_not_finite_fails_the_run_with_its_step(tmp_path):
+    run = replace(RUN, optim=OptimConfig(learning_rate=1e30))
+    events = []
+    assert finish(tmp_path, run, events.append) == "failed"
+    status = RunStore(tmp_path, run).status()
+    assert status["state"] == "failed"
+    assert 1 <= status["step"] <= 5
+    assert status["reason"].startswith(f"not finite at step {status['step']}: loss ")
+    assert events[-1] == {"event": "failed", "reason": status["reason"]}
+    assert RunStore(tmp_path, run).evaluations() == []
+    assert not list((RunStore(tmp_path, run).path / "checkpoints").glob("*"))
+
+
+def test_a_score_added_later_uses_the_kept_average_and_trains_nothing(tmp_path, monkeypatch, whole):
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(whole[0]), str(folder)], check=True)
+    more = replace(SCORES[0], sampling_steps=3)
+    monkeypatch.setattr(product, "train", pytest.fail)
+    run = replace(RUN, evaluations=(more, *SCORES))
+    assert finish(folder, run) == "done"
+    assert RunStore(folder, run).is_done()
+    assert RunStore(folder, run).status()["loss"] == RunStore(folder, run).metrics()[-1]["loss"]
+    fresh = tmp_path / "fresh"
+    monkeypatch.undo()
+    assert finish(fresh, run) == "done"
+    path = RunStore(folder, run).evaluation_path(more)
+    assert path.read_bytes() == RunStore(fresh, run).evaluation_path(more).read_bytes()
+
+
+@pytest.mark.parametrize(("late", "kind"), [(replace(SCORES[0], step=11), "averaged"), (replace(SCORES[0], ema=False), "raw")])
+def test_a_score_that_comes_too_late_fails_with_what_to_do(tmp_path, whole, late, kind):
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(whole[0]), str(folder)], check=True)
+    run = replace(RUN, evaluations=(*SCORES, late))
+    assert finish(folder, run) == "failed"
+    reason = RunStore(folder, run).status()["reason"]
+    assert f"no {kind} weights are kept of step {late.step}, which training has passed" in reason
+
+
+def test_training_on_passes_through_the_states_of_the_shorter_run(tmp_path, whole):
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(whole[0]), str(folder)], check=True)
+    longer = replace(RUN, steps=36)
+    assert finish(folder, longer) == "done"
+    assert RunStore(folder, longer).status()["step"] == 36
+    rows = RunStore(folder, longer).metrics()
+    assert [row["step"] for row in rows][-2:] == [35, 36]
+    assert rows[:-2] == RunStore(whole[0], RUN).metrics()
+
+
+def test_a_scorer_that_fails_is_a_failed_run_that_can_be_taken_up(tmp_path, monkeypatch, whole):
+    with monkeypatch.context() as patch:
+
+        def broken(features):
+            raise RuntimeError("no\nextractor")
+
+        patch.setattr(product, "scorer", broken)
+        assert finish(tmp_path) == "failed"
+    status = RunStore(tmp_path, RUN).status()
+    assert (status["reason"], status["step"]) == ("RuntimeError: no extractor", 12)
+    assert finish(tmp_path) == "done"
+    assert record_of(tmp_path) == record_of(whole[0])
+
+
+def test_a_mirror_that_fails_is_one_warning_and_changes_nothing(tmp_path, monkeypatch, whole):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    events = []
+    assert finish(tmp_path, report=events.append, arguments=replace(ARGUMENTS, wandb="offline")) == "done"
+    assert [event["event"] for event in events].count("warning") == 1
+    assert "wandb mirror stopped" in events[0]["message"]
+    assert record_of(tmp_path) == record_of(whole[0])
+
+
+def test_a_failed_run_closes_its_mirror(tmp_path, monkeypatch):
+    closed = []
+    monkeypatch.setattr(product.Mirror, "close", lambda mirror: closed.append(mirror))
+    monkeypatch.setattr(product, "scorer", lambda features: 1 / 0)
+    assert finish(tmp_path) == "failed"
+    assert len(closed) == 1
+
+
+def test_only_one_process_runs_a_cell(tmp_path):
+    with product.store.exclusive(RunStore(tmp_path, RUN).path / ".lock"), pytest.raises(product.store.Busy):
+        finish(tmp_path)
+    assert os.listdir(RunStore(tmp_path, RUN).path) == [".lock"]
