@@ -1,6 +1,7 @@
 """Progress of a sweep on standard error: a live line on a terminal, plain lines elsewhere.
 
-Time left is the work that remains (Gflops of training and sampling, one multiply-add a flop) at the rate of the work done so far.
+Time left counts a cell as a constant (start, compilation) and its work (Gflops of training and sampling, one multiply-add a flop) at a
+rate, both fitted to the cells that have finished; before there are any, the rate of the work done so far.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ class Progress:
         self._runs = {run.run: run for run in runs}
         self._total, self._finished, self._failed = len(runs) + done, done, 0
         self._fraction: dict[str, float] = {}
-        self._first: dict[str, float] = {}
+        self._began: dict[str, float] = {}
+        self._spent: list[tuple[float, float]] = []
+        self._workers = 1
         self._under_way: dict[int, tuple[str, str]] = {}
         self._started = self._printed = time.monotonic()
         self._live = self._stream.isatty()
@@ -56,6 +59,8 @@ class Progress:
         match event["event"]:
             case "started":
                 self._under_way[event["worker"]] = (event["run"], "starting")
+                self._began[event["run"]] = time.monotonic()
+                self._workers = max(self._workers, len(self._under_way))
             case "step":
                 self._step(event)
             case "score":
@@ -69,13 +74,13 @@ class Progress:
     def _step(self, event: dict[str, Any]) -> None:
         run = self._runs[event["run"]]
         self._fraction[run.run] = event["step"] / run.steps
-        self._first.setdefault(run.run, self._fraction[run.run])
         text = f"step {event['step']} of {run.steps}, loss {event['loss']:.4f}"
         self._under_way[event["worker"]] = (run.run, text)
 
     def _finish(self, event: dict[str, Any]) -> None:
         self._under_way.pop(event["worker"], None)
         self._fraction[event["run"]] = 1.0
+        self._spent.append((work(self._runs[event["run"]]), time.monotonic() - self._began[event["run"]]))
         if event["state"] == "done":
             self._finished += 1
         else:
@@ -89,16 +94,22 @@ class Progress:
         self._line(f"{event['event']}: {event.get('run', '')}: {text}")
 
     def time_left(self) -> float | None:
-        """Seconds, from the work done so far; None before there is any."""
-        done = sum(work(self._runs[name]) * fraction for name, fraction in self._fraction.items())
+        """Seconds until the last cell ends; None before any work is done."""
+        now = time.monotonic()
+        remaining = {name: 1.0 - self._fraction.get(name, 0.0) for name in self._runs}
+        if self._spent:
+            constant, rate = _fit(self._spent)
+            seconds = sum(part * (constant + rate * work(self._runs[name])) for name, part in remaining.items())
+            return seconds / max(1, min(self._workers, sum(part > 0 for part in remaining.values())))
         total = sum(work(run) for run in self._runs.values())
-        elapsed = time.monotonic() - self._started
-        return elapsed * (total - done) / done if done > 0 else None
+        done = total - sum(work(self._runs[name]) * part for name, part in remaining.items())
+        return (now - self._started) * (total - done) / done if done > 0 else None
 
     def _summary(self) -> str:
         left = self.time_left()
         failed = f", {self._failed} failed" if self._failed else ""
-        return f"{self._finished} of {self._total} cells done{failed}, {f'about {duration(left)} left' if left is not None else 'time left unknown'}"
+        remaining = "time left unknown" if left is None else f"about {duration(left)} left"
+        return f"{self._finished} of {self._total} cells done{failed}, {remaining}"
 
     def _show(self) -> None:
         now = time.monotonic()
@@ -125,6 +136,16 @@ class Progress:
         """Leave the terminal clean."""
         self._clear()
         self._stream.flush()
+
+
+def _fit(spent: list[tuple[float, float]]) -> tuple[float, float]:
+    """Seconds per cell and per Gflop, neither negative, by least squares over (Gflops, seconds)."""
+    n = len(spent)
+    x, y = (sum(pair[k] for pair in spent) / n for k in (0, 1))
+    spread = sum((a - x) ** 2 for a, _ in spent)
+    slope = sum((a - x) * (b - y) for a, b in spent) / spread if spread > 0 else y / x
+    slope = min(max(slope, 0.0), y / x)
+    return y - slope * x, slope
 
 
 def _columns() -> int:

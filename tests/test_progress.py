@@ -83,6 +83,17 @@ def test_time_left_follows_the_work_done(clock):
     assert shown.time_left() == pytest.approx(30)
 
 
+def test_time_left_tells_a_cells_constant_from_its_work(clock):
+    runs = list(cells(blocks=("adaln",), sizes=("S", "B", "L", "XL"), patches=(4,), sampling=(), steps=100))
+    shown = Progress(runs, done=0, stream=io.StringIO())
+    per_gflop = 20 / work(runs[0])
+    for run in runs[:2]:
+        shown(started(run))
+        clock.now += 7 + per_gflop * work(run)
+        shown(finished(run))
+    assert shown.time_left() == pytest.approx(14 + per_gflop * (work(runs[2]) + work(runs[3])))
+
+
 def test_a_finished_cell_is_a_plain_line_with_the_count(clock):
     stream = io.StringIO()
     shown = Progress(RUNS, done=46, stream=stream)
