@@ -84,6 +84,7 @@ class _Execution:
             if evaluation.step < self.progress["step"]:
                 self._evaluate(evaluation, self._kept_average(evaluation, state))
         self._evaluate_now(state)
+        self.checkpoints.prune(self.arguments.keep_checkpoints)
         with contextlib.closing(MetricsWriter(self.record.path, self.progress["attempt"])) as metrics:
             for stop in self._stops():
                 state = train(

@@ -23,7 +23,9 @@ MODULES = {name_of(path): path for room in ROOMS for path in sorted((ROOT / room
 
 def imports(module: str, top_level_only: bool = False) -> set[str]:
     """Full names of what a module imports: `from a import b` is `a.b`. Imports for the type checker alone do not count."""
-    return _imports(ast.parse(MODULES[module].read_text()), module, MODULES[module].name == "__init__.py", top_level_only)
+    return _imports(
+        ast.parse(MODULES[module].read_text()), module, MODULES[module].name == "__init__.py", top_level_only
+    )
 
 
 def _imports(tree: ast.AST, module: str, is_package: bool, top_level_only: bool) -> set[str]:
@@ -95,7 +97,9 @@ def test_analysis_reads_records_and_trains_nothing(module):
 def test_sweeps_know_no_science_and_only_workers_need_jax(module):
     assert not reaches(imports(module, top_level_only=True), *FRAMEWORKS)
     if module != "sweeps.worker":
-        assert not reaches(imports(module), *FRAMEWORKS, "dit.model", "dit.train", "dit.run", "dit.diffusion", "dit.scoring")
+        assert not reaches(
+            imports(module), *FRAMEWORKS, "dit.model", "dit.train", "dit.run", "dit.diffusion", "dit.scoring"
+        )
 
 
 def test_the_formula_does_not_know_the_network():
@@ -109,7 +113,15 @@ def test_pytorch_is_not_imported(module):
 
 
 def test_modules_that_need_no_jax_do_not_import_it():
-    names = [*WITHOUT_JAX, "dit.cli", "dit.cli.plan", "dit.cli.sweep", "dit.cli.status", "dit.cli.results", "dit.cli.figures"]
+    names = [
+        *WITHOUT_JAX,
+        "dit.cli",
+        "dit.cli.plan",
+        "dit.cli.sweep",
+        "dit.cli.status",
+        "dit.cli.results",
+        "dit.cli.figures",
+    ]
     names += [name for name in MODULES if name.split(".")[0] in ("experiments", "analysis")]
     names += [name for name in MODULES if name.startswith("sweeps")]
     code = (

@@ -121,7 +121,11 @@ def test_a_flip_anywhere_in_the_manifest_is_corruption_and_not_another_run_or_ve
     path = folder / "00000010" / "manifest.json"
     content = path.read_bytes()
     random.seed(0)
-    for position in [content.index(b'"schema_version": ') + 18, content.index(b"run-a"), *random.sample(range(len(content) - 1), 40)]:
+    for position in [
+        content.index(b'"schema_version": ') + 18,
+        content.index(b"run-a"),
+        *random.sample(range(len(content) - 1), 40),
+    ]:
         changed = bytearray(content)
         changed[position] ^= 0x08
         path.write_bytes(changed)

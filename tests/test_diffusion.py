@@ -108,9 +108,11 @@ def test_losses_and_their_gradient_are_the_references(golden):
     gradient, losses = jax.grad(total, has_aux=True)(output)
     for name in ("mse", "vb", "loss"):
         np.testing.assert_allclose(getattr(losses, name), arrays[f"loss/{name}"], rtol=1e-5, err_msg=name)
-    for image, expected in zip(gradient, nhwc(arrays["loss/grad_model_output"])):  # their scales differ by orders
+    for t, image, expected in zip(arrays["loss/t"], gradient, nhwc(arrays["loss/grad_model_output"])):
         assert_close(image[..., :4], expected[..., :4])
-        assert_close(image[..., 4:], expected[..., 4:])
+        # Late steps' two variances nearly coincide: in float64 the reference itself is off by 1e-3 at 600 and by 0.2 at 999.
+        assert_close(image[..., 4:], expected[..., 4:], tolerance=1e-5 if t <= 250 else 2e-3)
+    assert_close(gradient, nhwc(arrays["loss/grad_model_output"]))
     np.testing.assert_array_equal(seen[0][1], arrays["loss/t"])
     assert_close(seen[0][0], nhwc(arrays["loss/x_t"]))
 
@@ -127,7 +129,7 @@ def test_without_variance_channels_the_loss_is_the_squared_error_alone():
 @pytest.mark.parametrize("steps", [16, 32, 250])
 def test_steps_are_the_references(golden, steps):
     arrays = {name.removeprefix(f"step/{steps}/"): array for name, array in golden("diffusion").items()}
-    table, index = tables(respaced(steps)), jnp.asarray(arrays["index"], jnp.int32)
+    table, index = tables(respaced(steps), length=250), jnp.asarray(arrays["index"], jnp.int32)
     x, output, noise = (nhwc(arrays[name]) for name in ("x", "model_output", "ddim_noise"))
     np.testing.assert_array_equal(table.timesteps[index], arrays["timestep_seen"])
     prediction = p_mean_variance(table, output, x, index)
@@ -197,7 +199,9 @@ def keys_of(count, seed=0):
 @pytest.mark.parametrize("steps", [4, 25])
 def test_ancestral_sampling_of_a_gaussian_is_exact_at_any_number_of_steps(steps):
     schedule = respaced(steps)
-    images = np.asarray(draw(gaussian(0.7, 0.5, schedule), tables(schedule), jnp.int32(steps), keys_of(1024)), np.float64)
+    images = np.asarray(
+        draw(gaussian(0.7, 0.5, schedule), tables(schedule), jnp.int32(steps), keys_of(1024)), np.float64
+    )
     assert images.mean() == pytest.approx(0.7, abs=0.01)  # 65,536 pixels: standard error 0.002
     assert images.std() == pytest.approx(0.5, abs=0.006)
     assert abs(np.corrcoef(images[:, 0, 0, 0], images[:, 0, 1, 0])[0, 1]) < 0.1
@@ -225,7 +229,9 @@ def test_an_image_is_its_keys_alone_and_padding_changes_nothing(sampler):
     schedule, keys = respaced(10, "ddim"), keys_of(5)
     model = gaussian(0.0, 1.0, schedule)
     images = np.asarray(draw(model, tables(schedule), jnp.int32(10), keys, sampler))
-    np.testing.assert_allclose(draw(model, tables(schedule), jnp.int32(10), keys[3:], sampler), images[3:], atol=1e-6)
+    np.testing.assert_allclose(
+        draw(model, tables(schedule), jnp.int32(10), keys[::-1], sampler), images[::-1], atol=1e-6
+    )
     padded = draw(model, tables(schedule, length=1000), jnp.int32(10), keys, sampler)
     np.testing.assert_array_equal(padded, images)
     assert len({image.tobytes() for image in images}) == 5

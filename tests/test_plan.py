@@ -23,7 +23,9 @@ def test_a_plan_has_a_row_per_chosen_cell_in_order():
 def test_sampling_counts_every_sample_of_every_evaluation():
     plain, scored_more = RUNS[0], RUNS[1]
     assert sampling_gflops(plain) == pytest.approx(512 * 5 * 32 * flops.gflops(plain.model), rel=1e-12)
-    assert sampling_gflops(scored_more) == pytest.approx(512 * (5 * 32 + 4 + 8) * flops.gflops(scored_more.model), rel=1e-12)
+    assert sampling_gflops(scored_more) == pytest.approx(
+        512 * (5 * 32 + 4 + 8) * flops.gflops(scored_more.model), rel=1e-12
+    )
 
 
 def test_guidance_doubles_the_sampling():

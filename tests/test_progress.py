@@ -94,6 +94,35 @@ def test_time_left_tells_a_cells_constant_from_its_work(clock):
     assert shown.time_left() == pytest.approx(14 + per_gflop * (work(runs[2]) + work(runs[3])))
 
 
+def test_time_left_is_shared_by_the_workers_and_no_more_than_the_cells_that_are_left(clock):
+    runs = list(cells(blocks=("adaln",), sizes=("S",), patches=(4,), seeds=range(5), sampling=(), steps=100))
+    shown = Progress(runs, done=0, stream=io.StringIO())
+    for worker in (0, 1):
+        shown(started(runs[worker], worker))
+    clock.now += 30
+    for worker in (0, 1):
+        shown(finished(runs[worker], worker=worker))
+        shown(started(runs[2 + worker], worker))
+    assert shown.time_left() == pytest.approx(3 * 30 / 2)
+    shown(step(runs[2], 50))
+    assert shown.time_left() == pytest.approx(2.5 * 30 / 2)
+    clock.now += 30
+    for worker in (0, 1):
+        shown(finished(runs[2 + worker], worker=worker))
+    assert shown.time_left() == pytest.approx(30)
+
+
+def test_time_left_knows_a_constant_and_a_rate_from_cells_of_different_work(clock):
+    runs = list(cells(blocks=("adaln",), sizes=("S", "XL"), patches=(4, 2), sampling=(), steps=100))
+    shown = Progress(runs, done=0, stream=io.StringIO())
+    rate = 50 / work(runs[0])
+    for run in runs[:3]:
+        shown(started(run))
+        clock.now += 12 + rate * work(run)
+        shown(finished(run))
+    assert shown.time_left() == pytest.approx(12 + rate * work(runs[3]))
+
+
 def test_a_finished_cell_is_a_plain_line_with_the_count(clock):
     stream = io.StringIO()
     shown = Progress(RUNS, done=46, stream=stream)

@@ -7,13 +7,25 @@ import pytest
 from dit import rows
 from dit.config import DATASETS, Evaluation, ModelConfig, RunConfig
 
-DOCUMENTED = (
-    "run study block size patch_size seed image_size tokens params gflops batch_size step images_seen train_gflops "
-    "sampling_steps sampling_gflops cfg_scale num_samples fd_digits protocol status source reason"
-).split()
+DOCUMENTED = [
+    *("run", "study", "block", "size", "patch_size", "seed", "image_size", "tokens", "params", "gflops", "batch_size"),
+    *(
+        "step",
+        "images_seen",
+        "train_gflops",
+        "sampling_steps",
+        "sampling_gflops",
+        "cfg_scale",
+        "num_samples",
+        "fd_digits",
+    ),
+    *("protocol", "status", "source", "reason"),
+]
 SCORED_ONLY = {"sampling_steps", "sampling_gflops", "cfg_scale", "num_samples", "fd_digits", "protocol"}
 
-MODEL = ModelConfig("adaln_zero", 4, depth=3, hidden_size=24, num_heads=2, input_size=8, in_channels=1, num_classes=10, size="S")
+MODEL = ModelConfig(
+    "adaln_zero", 4, depth=3, hidden_size=24, num_heads=2, input_size=8, in_channels=1, num_classes=10, size="S"
+)
 RUN = RunConfig(MODEL, DATASETS["digits"], steps=100, batch_size=64, seed=3)
 EVALUATION = Evaluation(50, "digits", num_samples=512, sampling_steps=32)
 

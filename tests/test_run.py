@@ -11,6 +11,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from dit import run as product
 from dit.checkpoint import Checkpoints, flatten
@@ -31,13 +32,17 @@ class Killed(BaseException):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_once():
-    """The same programs for every attempt of this file: compiling is most of a tiny run's time."""
+def compiled_once(cache):
+    """The same programs for every attempt of this file, and for its other processes: compiling is most of a tiny run's time."""
+    jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
+    compilation_cache.reset_cache()
     build, sampler = functools.cache(product.build), functools.cache(product.Sampler)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(product, "build", lambda run: build(replace(run, evaluations=(), steps=1)))
         patch.setattr(product, "Sampler", sampler)
         yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
 
 
 def finish(folder, run=RUN, report=lambda event: None, arguments=ARGUMENTS):
@@ -69,14 +74,21 @@ def arrays_of(folder):
     abstract = jax.eval_shape(product.build(RUN).init)
     found = Checkpoints(folder, RUN.hash)
     like = abstract if folder.name == "checkpoints" else abstract.ema
-    return {step: {name: np.asarray(leaf).tobytes() for name, leaf in flatten(found.restore(step, like)).items()} for step in found.steps()}
+    return {
+        step: {name: np.asarray(leaf).tobytes() for name, leaf in flatten(found.restore(step, like)).items()}
+        for step in found.steps()
+    }
 
 
 def test_a_run_leaves_its_rows_scores_and_status(whole):
     folder, events = whole
     record = RunStore(folder, RUN)
     assert record.is_done()
-    assert {name: record.status()[name] for name in ("state", "step", "attempt")} == {"state": "done", "step": 30, "attempt": 1}
+    assert {name: record.status()[name] for name in ("state", "step", "attempt")} == {
+        "state": "done",
+        "step": 30,
+        "attempt": 1,
+    }
     steps = sorted({*STOPS, *range(5, 31, 5)})
     assert [row["step"] for row in record.metrics()] == steps
     assert all(np.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in record.metrics())
@@ -144,11 +156,11 @@ def die_at(monkeypatch, name, count, after):
 @pytest.mark.filterwarnings("ignore:unclosed file")
 def test_an_attempt_that_ends_at_every_kind_of_event_costs_nothing(tmp_path, whole):
     """One folder, many deaths: at the first row, between stops, before and after a score."""
-    for count, kind in ((1, None), (3, None), (1, "score"), (1, "scored"), (4, None), (1, "score")):
+    for count, kind in ((3, None), (1, "score"), (1, "scored"), (1, "score")):
         with pytest.raises(Killed):
             finish(tmp_path, report=dying(count, kind))
     assert finish(tmp_path) == "done"
-    assert RunStore(tmp_path, RUN).status()["attempt"] == 7
+    assert RunStore(tmp_path, RUN).status()["attempt"] == 5
     assert record_of(tmp_path) == record_of(whole[0])
 
 
@@ -157,9 +169,7 @@ POINTS = [
     ((Checkpoints, "save"), 2, True),  # between the kept average of step 12 and the checkpoint
     ((Checkpoints, "save"), 3, True),
     ((Checkpoints, "prune"), 3, False),
-    ((product.store, "write_json"), 1, True),
     ((product.store, "write_json"), 2, False),
-    ((RunStore, "set_status"), 3, False),
     ((RunStore, "set_status"), 6, True),
     ((RunStore, "set_status"), 7, False),
 ]
@@ -194,11 +204,10 @@ execute(Path(folder), study, from_json(run), RunArguments(**arguments), report)
 
 @pytest.mark.slow
 def test_kill_9_in_another_process_costs_nothing(tmp_path, whole):
-    for last in (5, 3):
-        task = json.dumps([str(tmp_path), "mine", to_json(RUN), vars(ARGUMENTS), last])
-        assert subprocess.run([sys.executable, "-c", KILLED, task]).returncode == -9
-        assert RunStore(tmp_path, RUN).status()["state"] == "running"
-    with open(RunStore(tmp_path, RUN).path / "metrics" / "0002.jsonl", "ab") as file:
+    task = json.dumps([str(tmp_path), "mine", to_json(RUN), vars(ARGUMENTS), 7])
+    assert subprocess.run([sys.executable, "-c", KILLED, task]).returncode == -9
+    assert RunStore(tmp_path, RUN).status()["state"] == "running"
+    with open(RunStore(tmp_path, RUN).path / "metrics" / "0001.jsonl", "ab") as file:
         file.write(b'{"step": 3')
     assert finish(tmp_path) == "done"
     assert record_of(tmp_path) == record_of(whole[0])
@@ -246,7 +255,9 @@ def test_a_score_added_later_uses_the_kept_average_and_trains_nothing(tmp_path, 
     assert path.read_bytes() == RunStore(fresh, run).evaluation_path(more).read_bytes()
 
 
-@pytest.mark.parametrize(("late", "kind"), [(replace(SCORES[0], step=11), "averaged"), (replace(SCORES[0], ema=False), "raw")])
+@pytest.mark.parametrize(
+    ("late", "kind"), [(replace(SCORES[0], step=11), "averaged"), (replace(SCORES[0], ema=False), "raw")]
+)
 def test_a_score_that_comes_too_late_fails_with_what_to_do(tmp_path, whole, late, kind):
     folder = tmp_path / "copy"
     subprocess.run(["cp", "-r", str(whole[0]), str(folder)], check=True)
@@ -263,8 +274,8 @@ def test_training_on_passes_through_the_states_of_the_shorter_run(tmp_path, whol
     assert finish(folder, longer) == "done"
     assert RunStore(folder, longer).status()["step"] == 36
     rows = RunStore(folder, longer).metrics()
-    assert [row["step"] for row in rows][-2:] == [35, 36]
-    assert rows[:-2] == RunStore(whole[0], RUN).metrics()
+    assert [row["step"] for row in rows][-3:] == [32, 35, 36]
+    assert rows[:-3] == RunStore(whole[0], RUN).metrics()
 
 
 def test_a_scorer_that_fails_is_a_failed_run_that_can_be_taken_up(tmp_path, monkeypatch, whole):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from conftest import GOLDEN
 from PIL import Image
 from safetensors.numpy import save_file
 
+import dit.sample_images
 from dit.checkpoint import Checkpoints
 from dit.cli import main
 from dit.config import BLOCKS, DATASETS, Evaluation, RunConfig, model_config
@@ -78,7 +80,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         record = RunStore(folder, run)
         record.create()
         shapes = jax.eval_shape(build(run).init).ema
-        weights = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.1, leaf.shape).astype(np.float32)), shapes)
+        weights = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.2, leaf.shape).astype(np.float32)), shapes)
         Checkpoints(record.path / "ema", run.hash).save(3, weights)
     return folder
 
@@ -86,6 +88,22 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def digits(study: Path) -> Path:
     return next(path for path in (study / "runs").glob("adaln_zero*"))
+
+
+@pytest.fixture(scope="module")
+def pixels(digits: Path) -> Loaded:
+    return open_checkpoint(digits)
+
+
+@pytest.fixture(scope="module")
+def samplers(pixels: Loaded):
+    """Samplers of `pixels` by batch size, so that many short runs compile once."""
+    return functools.cache(lambda batch_size: Sampler(pixels.apply, pixels.model, pixels.diffusion, batch_size))
+
+
+@pytest.fixture
+def compiled_once(samplers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dit.sample_images, "Sampler", lambda apply, model, diffusion, batch_size: samplers(batch_size))
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
@@ -142,14 +160,15 @@ def test_the_file_holds_what_the_sampler_draws_and_the_decoder_makes_of_it(
     assert "6 images of official.safetensors" in capsys.readouterr().out
 
 
-def test_an_image_does_not_change_with_the_batch_or_with_how_its_label_was_chosen(digits: Path, tmp_path: Path) -> None:
-    loaded = open_checkpoint(digits)
+def test_an_image_does_not_change_with_the_batch_or_with_how_its_label_was_chosen(
+    pixels: Loaded, compiled_once, tmp_path: Path
+) -> None:
     whole = SampleRun(tmp_path / "a.npz", 7, DRAWN, batch_size=7)
-    draw(whole, loaded, None)
+    draw(whole, pixels, None)
     images, labels = (arrays(tmp_path / "a.npz")[name] for name in ("arr_0", "arr_1"))
     assert images.shape == (7, 8, 8, 1) and len(set(labels.tolist())) > 1
-    draw(dataclasses.replace(whole, out=tmp_path / "b.npz", batch_size=3), loaded, None)
-    draw(dataclasses.replace(whole, out=tmp_path / "c.npz", num=5, labels=tuple(labels.tolist())), loaded, None)
+    draw(dataclasses.replace(whole, out=tmp_path / "b.npz", batch_size=3), pixels, None)
+    draw(dataclasses.replace(whole, out=tmp_path / "c.npz", num=5, labels=tuple(labels.tolist())), pixels, None)
     for name, count in (("b", 7), ("c", 5)):
         other = arrays(tmp_path / f"{name}.npz")
         assert np.abs(other["arr_0"].astype(int) - images[:count]).max() <= 1
@@ -160,11 +179,12 @@ class Killed(BaseException):
     """Stands for a kill."""
 
 
-def test_a_resumed_run_and_a_divided_one_end_in_the_same_bytes(digits: Path, tmp_path: Path) -> None:
-    loaded = open_checkpoint(digits)
+def test_a_resumed_run_and_a_divided_one_end_in_the_same_bytes(pixels: Loaded, compiled_once, tmp_path: Path) -> None:
     run = SampleRun(tmp_path / "whole.npz", 22, DRAWN, batch_size=4, shard_size=8)
-    assert draw(run, loaded, None)
+    assert draw(run, pixels, None)
     expected = run.npz.read_bytes()
+    draw(dataclasses.replace(run, out=tmp_path / "one.npz", shard_size=32), pixels, None)
+    np.testing.assert_array_equal(arrays(tmp_path / "one.npz")["arr_0"], arrays(run.npz)["arr_0"])
 
     def stop(done: int, total: int) -> None:
         if done == 12:
@@ -172,22 +192,21 @@ def test_a_resumed_run_and_a_divided_one_end_in_the_same_bytes(digits: Path, tmp
 
     killed = dataclasses.replace(run, out=tmp_path / "killed.npz")
     with pytest.raises(Killed):
-        draw(killed, loaded, None, stop)
+        draw(killed, pixels, None, stop)
     assert not killed.npz.exists() and [p.name for p in (tmp_path / "killed.npz.partial").glob("*.npz")] == [
         "shard-00000.npz"
     ]
     seen: list[int] = []
-    assert draw(killed, loaded, None, lambda done, total: seen.append(done))
+    assert draw(killed, pixels, None, lambda done, total: seen.append(done))
     assert seen[0] == 8 and killed.npz.read_bytes() == expected
     assert not (tmp_path / "killed.npz.partial").exists()
 
     parts = [dataclasses.replace(run, out=tmp_path / "parts.npz", process_index=i, process_count=2) for i in (1, 0)]
-    assert [draw(part, loaded, None) for part in parts] == [False, True]
+    assert [draw(part, pixels, None) for part in parts] == [False, True]
     assert parts[0].npz.read_bytes() == expected
 
 
-def test_other_samples_are_neither_written_over_nor_mixed(digits: Path, tmp_path: Path) -> None:
-    loaded = open_checkpoint(digits)
+def test_other_samples_are_neither_written_over_nor_mixed(pixels: Loaded, compiled_once, tmp_path: Path) -> None:
     run = SampleRun(tmp_path / "s.npz", 4, DRAWN, batch_size=4, shard_size=2)
 
     def stop(done: int, total: int) -> None:
@@ -195,15 +214,15 @@ def test_other_samples_are_neither_written_over_nor_mixed(digits: Path, tmp_path
             raise Killed
 
     with pytest.raises(Killed):
-        draw(run, loaded, None, stop)
+        draw(run, pixels, None, stop)
     other = dataclasses.replace(run, drawn=dataclasses.replace(DRAWN, sample_seed=6))
     with pytest.raises(UserError, match="begun with another protocol"):
-        draw(other, loaded, None)
-    assert draw(run, loaded, None)
+        draw(other, pixels, None)
+    assert draw(run, pixels, None)
     before = run.npz.read_bytes()
-    assert draw(run, loaded, None)
+    assert draw(run, pixels, None)
     with pytest.raises(UserError, match="holds other samples"):
-        draw(other, loaded, None)
+        draw(other, pixels, None)
     assert run.npz.read_bytes() == before
 
 
@@ -257,12 +276,14 @@ def test_one_noise_and_one_label_through_every_cell_of_a_study(study: Path, tmp_
     assert pixels.shape == (2 * (2 * 24 + 100), 56 + 2 * 100)
     run = next(run for run in load_study(study).runs if (run.model.block, run.model.patch_size) == ("adaln_zero", 4))
     loaded = open_checkpoint(RunStore(study, run).path)
-    drawn = next(
-        Sampler(loaded.apply, loaded.model, loaded.diffusion, 1).draw(
-            loaded.params, DRAWN, 0, 1, np.array([4], np.int32)
-        )
-    )
-    expected = np.clip(127.5 * drawn.images[0, :, :, 0] + 128, 0, 255).astype(np.uint8)
+    sampler = Sampler(loaded.apply, loaded.model, loaded.diffusion, 1)
+
+    def image(label: int) -> np.ndarray:
+        drawn = next(sampler.draw(loaded.params, DRAWN, 0, 1, np.array([label], np.int32)))
+        return np.clip(127.5 * drawn.images[0, :, :, 0] + 128, 0, 255).astype(np.uint8)
+
+    expected = image(4)
+    assert not np.array_equal(expected, image(0))
     # adaLN-Zero comes last in the paper's order of blocks, the largest patch first
     assert BLOCKS.index("adaln_zero") > BLOCKS.index("in_context")
     np.testing.assert_array_equal(pixels[148 + 48 : 148 + 48 + 96 : 12, 56 : 56 + 96 : 12], expected)
@@ -275,9 +296,16 @@ def command(digits: Path, out: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_two_thousand_samples_are_the_same_after_two_kills(digits: Path, tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     out, partial = tmp_path / "killed.npz", tmp_path / "killed.npz.partial"
     for finished in (2, 9):
-        process = subprocess.Popen(command(digits, out), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            command(digits, out), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
         while process.poll() is None and len(list(partial.glob("shard-*.npz"))) < finished:
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
@@ -285,9 +313,11 @@ def test_two_thousand_samples_are_the_same_after_two_kills(digits: Path, tmp_pat
         assert process.returncode == -signal.SIGKILL and not out.exists()
     kept = {path.name: path.stat().st_mtime_ns for path in partial.glob("shard-*.npz")}
     assert 9 <= len(kept) < 20
-    done = subprocess.run(command(digits, out), cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command(digits, out), cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "2,000 images" in done.stdout, done.stderr
-    straight = subprocess.run(command(digits, tmp_path / "straight.npz"), cwd=ROOT, capture_output=True, text=True)
+    straight = subprocess.run(
+        command(digits, tmp_path / "straight.npz"), cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert straight.returncode == 0, straight.stderr
     assert out.read_bytes() == (tmp_path / "straight.npz").read_bytes()
     assert not partial.exists()

@@ -50,6 +50,15 @@ def test_a_write_that_is_cut_off_leaves_the_old_file(tmp_path, monkeypatch):
     assert json.loads(path.read_text()) == {"x": 1}
 
 
+def test_whoever_reads_during_a_write_has_the_whole_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"x": 1})
+    with open(path) as reader:
+        write_json(path, {"x": 2})
+        assert json.load(reader) == {"x": 1}
+    assert read_json(path) == {"x": 2}
+
+
 def test_what_json_cannot_hold_is_refused_and_leaves_the_old_file(tmp_path):
     write_json(tmp_path / "a.json", {"x": 1})
     with pytest.raises(ValueError, match="JSON compliant"):
@@ -145,7 +154,12 @@ def test_the_highest_attempt_wins_and_each_step_comes_once_in_order(tmp_path):
         a0002='{"step": 20, "loss": 2.2}\n{"step": 30, "loss": 2.3}\n',
         a0001='{"step": 10, "loss": 1.1}\n{"step": 20, "loss": 1.2}\n{"step": 40, "loss": 1.4}\n',
     )
-    assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [(10, 1.1), (20, 2.2), (30, 2.3), (40, 1.4)]
+    assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [
+        (10, 1.1),
+        (20, 2.2),
+        (30, 2.3),
+        (40, 1.4),
+    ]
 
 
 @pytest.mark.parametrize("torn", ['{"step": 20, "lo', '{"step": 2', "{", '{"step": 20, "loss": 1.2}'])
@@ -172,7 +186,14 @@ def test_a_row_can_be_read_as_soon_as_it_is_written(tmp_path):
     assert len(read_metrics(tmp_path)) == 1
 
 
-HOLD = "import sys, time; from pathlib import Path; from dit.store import exclusive\nwith exclusive(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+HOLD = """
+import sys, time
+from pathlib import Path
+from dit.store import exclusive
+with exclusive(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
 def test_a_lock_keeps_a_second_process_out_until_the_first_is_killed(tmp_path):
@@ -214,7 +235,9 @@ def test_a_run_is_done_when_its_last_step_and_all_its_scores_are_on_record(tmp_p
 def test_missing_evaluations_come_by_step_and_protocols_do_not_mix(tmp_path):
     run = RUNS[0]
     last = run.evaluations[-1]
-    record = RunStore(tmp_path, replace(run, evaluations=(last, replace(last, step=7), replace(last, sampling_steps=3))))
+    record = RunStore(
+        tmp_path, replace(run, evaluations=(last, replace(last, sampling_steps=3), replace(last, step=7)))
+    )
     write_json(record.evaluation_path(last), {})
     assert [(e.step, e.sampling_steps) for e in record.missing_evaluations()] == [(7, 32), (100, 3)]
     assert record.evaluation_path(last).name == f"00000100-{last.key}.json"

@@ -43,7 +43,9 @@ def test_the_papers_fifteen_runs_are_cells_of_the_grid():
     paper, grid = declared("paper").runs, declared("grid").runs
     assert len(paper) == 15
     assert set(paper) <= set(grid)
-    others = {(run.model.block, run.model.size, run.model.patch_size) for run in paper if run.model.block != "adaln_zero"}
+    others = {
+        (run.model.block, run.model.size, run.model.patch_size) for run in paper if run.model.block != "adaln_zero"
+    }
     assert others == {(block, "XL", 2) for block in ("in_context", "cross_attention", "adaln")}
     assert {(run.batch_size, run.steps, run.data) for run in grid} == {(256, 400_000, DATASETS["imagenet256"])}
 
@@ -71,7 +73,9 @@ def test_a_file_in_the_working_folder_needs_no_slash(tmp_path, monkeypatch):
 def test_a_file_may_hold_a_dataclass_of_its_own(tmp_path):
     body = "from dataclasses import dataclass\n@dataclass\nclass Axis:\n    seed: int = 5\n"
     path = tmp_path / "mine.py"
-    path.write_text(f"from __future__ import annotations\n{HEAD}{body}def runs():\n    return [cell(seed=Axis().seed)]\n")
+    path.write_text(
+        f"from __future__ import annotations\n{HEAD}{body}def runs():\n    return [cell(seed=Axis().seed)]\n"
+    )
     assert declared(str(path)).runs[0].seed == 5
 
 
@@ -86,13 +90,16 @@ RUNS_LINE = HEAD.count("\n") + 1
         ("def runs():\n    return []\n", "gave 0 cells: expected a non-empty list"),
         ("def runs():\n    return [cell(), 3]\n", "expected a non-empty list of RunConfig"),
         ("def runs():\n    return [cell(), cell(seed=1), cell()]\n", "two equal cells, numbers 0 and 2 "),
-        ("def runs():\n    return [cell(patch=3)]\n", "patch_size 3 does not divide"),
+        ("def runs():\n    return [cell(patch=3)]\n", "^patch_size 3 does not divide"),
         ("def runs(:\n    pass\n", f"mine.py failed at line {RUNS_LINE}: SyntaxError"),
         ("\n1 / 0\n", f"mine.py failed at line {RUNS_LINE + 1}: ZeroDivisionError: division by zero"),
         ("import json\njson.loads('x')\n", f"mine.py failed at line {RUNS_LINE + 1}: JSONDecodeError"),
         ("import no_such_module\n", f"failed at line {RUNS_LINE}: ModuleNotFoundError"),
         ("def runs():\n    return [{}['a']]\n", f"mine.py failed at line {RUNS_LINE + 1}: KeyError"),
-        ("def runs():\n    yield cell()\n    raise OSError('gone')\n", f"failed at line {RUNS_LINE + 2}: OSError: gone"),
+        (
+            "def runs():\n    yield cell()\n    raise OSError('gone')\n",
+            f"failed at line {RUNS_LINE + 2}: OSError: gone",
+        ),
         ("def runs():\n    return None\n", "mine.py failed: TypeError"),
     ],
 )

@@ -1,0 +1,231 @@
+"""Whole sweeps with real worker processes: resumed, killed, failing, grown; the table comes out the same bit for bit."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from pandas.testing import assert_frame_equal
+
+from analysis.results import results
+from dit.cli import main
+from dit.store import RunStore, exclusive, load_study, read_json, save_study
+from sweeps.study import declared
+from sweeps.sweep import default_workers, statuses
+
+pytestmark = pytest.mark.slow
+
+STUDY = '''"""Three cells of a few hundred steps."""
+from dit.config import DATASETS, Evaluation, OptimConfig, RunConfig, model_config
+D = DATASETS["digits"]
+SCORES = tuple(Evaluation(step, "digits", num_samples=16, sampling_steps=2) for step in (150, 300))
+def cell(seed, rate=1e-3):
+    model = model_config("adaln", "S", 4, D, ladder="nano")
+    return RunConfig(model, D, 300, 4, seed, optim=OptimConfig(learning_rate=rate), evaluations=SCORES)
+def runs():
+    return [cell(seed) for seed in (0, 1, 2)]
+'''
+GROWN = STUDY.replace("(0, 1, 2)]", "(0, 1, 2, 3)] + [cell(4, rate=1e30)]")
+OPTIONS = ["--workers", "2", "--log-every", "50", "--checkpoint-every", "100"]
+
+
+def command(study, out, *options):
+    return [sys.executable, "-m", "dit", "sweep", str(study), "--out", str(out), *OPTIONS, *options]
+
+
+def sweep(study, out, *options):
+    """A finished `dit sweep`."""
+    return subprocess.run(command(study, out, *options), capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    path = tmp_path_factory.mktemp("study") / "mine.py"
+    path.write_text(STUDY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(study, tmp_path_factory):
+    """The folder of an uninterrupted sweep, and what it printed."""
+    out = tmp_path_factory.mktemp("sweep") / "out"
+    return out, sweep(study, out)
+
+
+def times(folder):
+    """When each file of record was written; locks and workers' logs are none."""
+    return {
+        p: p.stat().st_mtime_ns
+        for p in folder.rglob("*")
+        if p.is_file() and p.name != ".lock" and p.parent.name != "logs"
+    }
+
+
+def records(study, folder):
+    return [RunStore(folder, run) for run in declared(str(study)).runs]
+
+
+def workers_of(process):
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(condition, seconds=120.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def under_way(study, folder, steps=100):
+    """Whether a cell has come so far and is not done."""
+    return any(r.status()["step"] >= steps and r.status()["state"] == "running" for r in records(study, folder))
+
+
+def test_a_sweep_runs_every_cell_and_says_so(study, whole):
+    out, done = whole
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert done.stderr.splitlines()[-1] == "3 of 3 done"
+    for record in records(study, out):
+        assert f"{record.run.run} done; " in done.stderr
+        assert record.is_done()
+        assert record.status()["attempt"] == 1
+        assert [row["step"] for row in record.metrics()] == [50, 100, 150, 200, 250, 300]
+    table = results(out)
+    assert len(table) == 6
+    assert table["fd_digits"].notna().all()
+    assert set(table["status"]) == {"done"}
+
+
+def test_running_again_does_nothing_and_starts_no_worker(study, whole):
+    before = times(whole[0])
+    began = time.monotonic()
+    again = sweep(study, whole[0])
+    assert (again.returncode, again.stderr) == (0, "3 of 3 done\n")
+    assert (
+        time.monotonic() - began < 10
+    )  # under two on a quiet machine; starting a worker alone takes longer than this allows
+    assert times(whole[0]) == before
+
+
+def test_when_the_sweep_is_killed_its_workers_go_and_it_resumes_to_the_same_table(study, whole, tmp_path):
+    out = tmp_path / "out"
+    with subprocess.Popen(command(study, out), stderr=subprocess.DEVNULL, start_new_session=True) as parent:
+        wait_for(lambda: under_way(study, out))
+        workers = workers_of(parent)
+        assert len(workers) == 2
+        parent.send_signal(signal.SIGKILL)
+    wait_for(lambda: not any(map(alive, workers)), seconds=20)
+    assert not all(record.is_done() for record in records(study, out))
+    resumed = sweep(study, out)
+    assert (resumed.returncode, resumed.stderr.splitlines()[-1]) == (0, "3 of 3 done"), resumed.stderr
+    assert any(record.status()["attempt"] == 2 for record in records(study, out))
+    assert_frame_equal(results(out), results(whole[0]), check_exact=True)
+    for cut, straight in zip(records(study, out), records(study, whole[0]), strict=True):
+        assert [without_speed(row) for row in cut.metrics()] == [without_speed(row) for row in straight.metrics()]
+
+
+def without_speed(row):
+    return {name: value for name, value in row.items() if name != "images_per_s"}
+
+
+def test_a_killed_worker_is_replaced_and_its_cell_resumes(study, whole, tmp_path):
+    out = tmp_path / "out"
+    line = command(study, out, "--where", "seed == 1")
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True) as parent:
+        wait_for(lambda: under_way(study, out))
+        (worker,) = workers_of(parent)
+        os.kill(worker, signal.SIGKILL)
+        _, err = parent.communicate(timeout=120)
+    record = records(study, out)[1]
+    assert parent.returncode == 0
+    assert f"died: {record.run.run}: worker died (exit code -9)" in err
+    assert err.splitlines()[-1] == "1 of 1 done"
+    assert record.status()["attempt"] == 2
+    assert os.listdir(out / "runs") == [record.run.run], "only the chosen cell may be run"
+    expected = results(whole[0]).query("seed == 1").reset_index(drop=True)
+    assert_frame_equal(results(out), expected, check_exact=True)
+    assert len(load_study(out).runs) == 3
+
+
+def test_a_grown_study_runs_only_its_new_cells_and_a_failing_one_is_a_row(study, whole, tmp_path):
+    out, grown = tmp_path / "out", tmp_path / "mine.py"
+    shutil.copytree(whole[0], out)
+    grown.write_text(GROWN)
+    before = {path: written for path, written in times(out).items() if path.name != "study.json"}
+    done = sweep(grown, out)
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1] == f"4 of 5 done, 1 failed (see dit status {out})"
+    assert before.items() <= times(out).items()
+    table = results(out)
+    (failed,) = table.query("status == 'failed'").to_dict("records")
+    assert (failed["seed"], failed["run"]) == (4, records(grown, out)[4].run.run)
+    assert failed["reason"].startswith("not finite at step ")
+    assert failed["reason"] in done.stderr
+    assert len(table.query("status == 'done'")) == 8
+
+    before = times(out)
+    again = sweep(grown, out)
+    assert (again.returncode, times(out)) == (3, before)
+    assert "1 failed before and were left so: --retry-failed runs them again" in again.stderr
+    assert sweep(grown, out, "--retry-failed").returncode == 3
+    assert [record.status()["attempt"] for record in records(grown, out)] == [1, 1, 1, 1, 2]
+    assert {path for path in before if times(out)[path] != before[path]} == {
+        records(grown, out)[4].path / "status.json"
+    }
+
+
+def test_two_sweeps_do_not_share_a_folder(study, whole, tmp_path, capsys):
+    grown = tmp_path / "mine.py"
+    grown.write_text(GROWN)
+    before = times(whole[0])
+    with exclusive(whole[0] / ".lock"):
+        assert main(["sweep", str(grown), "--out", str(whole[0])]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert f"another sweep is running in {whole[0]}: wait for it" in err
+    assert times(whole[0]) == before
+
+
+def test_a_cell_that_takes_every_worker_with_it_is_failed(study, tmp_path):
+    """A worker dies of a cell that another process holds; three times are enough."""
+    out = tmp_path / "out"
+    first = records(study, out)[0]
+    save_study(out, declared(str(study)))
+    with exclusive(first.path / ".lock"):
+        done = sweep(study, out, "--where", "seed == 0")
+    assert done.returncode == 3
+    assert done.stderr.count(f"died: {first.run.run}: ") == 3
+    assert "its worker died 3 times, last with exit code 1" in first.status()["reason"]
+    assert done.stderr.splitlines()[-1].startswith("0 of 1 done, 1 failed")
+
+
+def test_statuses_tell_each_cells_best_score(study, whole):
+    first = statuses(declared(str(study)), whole[0])[0]
+    scores = [
+        read_json(path)["row"]["fd_digits"] for path in (RunStore(whole[0], first["run"]).path / "evals").iterdir()
+    ]
+    assert (first["best"], first["scores"], first["done"]) == ({"fd_digits": min(scores)}, 2, True)
+
+
+def test_an_accelerator_is_not_shared(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)), raising=False)
+    monkeypatch.setattr("sweeps.sweep.ACCELERATORS", (str(tmp_path),))
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    assert default_workers() == 1
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert default_workers() == 8
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr("sweeps.sweep.ACCELERATORS", (str(tmp_path / "none"),))
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    assert default_workers() == 2
