@@ -61,7 +61,7 @@ def _positive(owner: object, *names: str) -> None:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """A data set as the model sees it: `image_size` in pixels, `input_size` and `in_channels` of the model's input (latents for ImageNet)."""
+    """A data set as the model sees it: `image_size` in pixels, `input_size` and `in_channels` as the model sees it (latents)."""
 
     name: str
     image_size: int

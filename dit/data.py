@@ -7,7 +7,7 @@ zeros to 32×32 so that patches of 2, 4 and 8 give the paper's 256, 64 and 16 to
 from __future__ import annotations
 
 import functools
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
@@ -17,6 +17,7 @@ from dit.errors import UserError
 Batch = tuple[Float32[np.ndarray, "B I I C"], Int32[np.ndarray, " B"]]
 
 
+@runtime_checkable
 class Dataset(Protocol):
     """Where training batches come from."""
 

@@ -77,7 +77,9 @@ def open_scorer(run: RunConfig, evaluation: Evaluation, arguments: RunArguments)
         UserError: for a path that is missing or does not fit, or an evaluation that does not say which decoder it is under.
     """
     if evaluation.features != "inception":
-        raise UserError(f"features '{evaluation.features}' cannot score images decoded from latents: expected inception")
+        raise UserError(
+            f"features '{evaluation.features}' cannot score images decoded from latents: expected inception"
+        )
     for option, path in (("vae", arguments.vae), ("reference", arguments.reference)):
         if not path:
             raise UserError(

@@ -116,7 +116,7 @@ def build(run: RunConfig) -> Program:
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params: PyTree = optax.apply_updates(state.params, updates)
         ema = moving_average(state.ema, params, run.optim.ema_decay)
-        metrics = metrics._replace(grad_norm=optax.global_norm(gradients))
+        metrics = metrics._replace(grad_norm=optax.tree.norm(gradients))
         return TrainState(params, ema, opt_state, state.step + 1), metrics
 
     return Program(model, init, jax.jit(step, donate_argnums=0))
