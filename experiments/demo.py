@@ -18,7 +18,7 @@ PATCH_SIZES = (8, 4, 2)
 STEPS = 4_000
 SCORED_STEPS = (1_000, 2_000, 4_000)
 SAMPLING_STEPS = (5, 10, 50)
-OPTIM = OptimConfig(learning_rate=4e-3, b2=0.99, ema_decay=0.99)
+OPTIM = OptimConfig(learning_rate=3e-3, b2=0.99, ema_decay=0.99)
 
 
 def evaluations(block: str, size: str) -> tuple[Evaluation, ...]:
