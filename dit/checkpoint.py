@@ -89,7 +89,9 @@ class Checkpoints:
                 return step, self.restore(step, like)
             except Corrupt as error:
                 self._quarantine(step)
-                warn(f"the checkpoint of step {step} is corrupt and was set aside ({error}); falling back to the one before")
+                warn(
+                    f"the checkpoint of step {step} is corrupt and was set aside ({error}); falling back to the one before"
+                )
         return None
 
     def prune(self, keep: int) -> None:
@@ -112,7 +114,9 @@ class Checkpoints:
         if digest(manifest) != recorded:
             raise Corrupt("manifest.json has changed since it was written")
         if version > SCHEMA_VERSION:
-            raise UserError(f"{path} has schema version {version}, this version reads up to {SCHEMA_VERSION}: upgrade dit-scaling")
+            raise UserError(
+                f"{path} has schema version {version}, this version reads up to {SCHEMA_VERSION}: upgrade dit-scaling"
+            )
         if identity != self.identity:
             raise UserError(f"{path} belongs to run {identity}, expected {self.identity}: move it away")
         present = {str(file.relative_to(path)): file for file in _files(path) if file.name != "manifest.json"}

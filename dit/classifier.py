@@ -25,7 +25,15 @@ from dit.extractors import Features, NetworkExtractor
 from dit.optim import adamw
 from dit.store import exclusive
 
-RECIPE = {"channels": [32, 64], "features": 64, "steps": 400, "batch_size": 128, "learning_rate": 2e-3, "seed": 0, "version": 1}
+RECIPE = {
+    "channels": [32, 64],
+    "features": 64,
+    "steps": 400,
+    "batch_size": 128,
+    "learning_rate": 2e-3,
+    "seed": 0,
+    "version": 1,
+}
 SPATIAL_CHANNELS = 7
 
 

@@ -55,7 +55,9 @@ class ImageDataset:
     no state, and the sequence does not depend on where training stopped or how a batch is split.
     """
 
-    def __init__(self, images: UInt8[np.ndarray, "N I I C"], labels: Int32[np.ndarray, " N"], batch_size: int, seed: int):
+    def __init__(
+        self, images: UInt8[np.ndarray, "N I I C"], labels: Int32[np.ndarray, " N"], batch_size: int, seed: int
+    ):
         self._images = images.astype(np.float32) / 127.5 - 1.0
         self._labels, self.batch_size, self.seed = labels, batch_size, seed
         self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))

@@ -10,7 +10,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("dit-scaling", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "scikit-learn", "mlxtend")
+PACKAGES = (
+    "dit-scaling",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "mlxtend",
+)
 
 
 def environment() -> dict[str, Any]:

@@ -78,7 +78,16 @@ def gather(
     host, hosts = jax.process_index(), jax.process_count()
     count = len(images) if count is None else count
     first, stop = host * count // hosts, (host + 1) * count // hosts
-    made_of = [extractor.name, extractor.weights_sha256, extractor.resize, images.sha256, count, batch_size, keep, hosts]
+    made_of = [
+        extractor.name,
+        extractor.weights_sha256,
+        extractor.resize,
+        images.sha256,
+        count,
+        batch_size,
+        keep,
+        hosts,
+    ]
     checkpoint = _Checkpoint(partial / str(host), digest(made_of, 64)) if partial else None
     statistics = checkpoint.load() if checkpoint else None
     start = first + statistics.count if statistics else first

@@ -97,7 +97,9 @@ def make_extractor(name: str, weights: str | None = None, batch_size: int = 32) 
     if not seed.isdigit():
         raise UserError(f"--weights {weights}: expected a file, or random:SEED with a number")
     state = inception_weights.random(int(seed))
-    made = inception.extractor(inception_weights.fold(state), inception_weights.weights_hash(state), precision, batch_size)
+    made = inception.extractor(
+        inception_weights.fold(state), inception_weights.weights_hash(state), precision, batch_size
+    )
     return dataclasses.replace(made, name=f"{made.name}-random-{seed}", metric_suffix=f"random_{seed}")
 
 

@@ -36,7 +36,9 @@ def read_constants(path: Path) -> dict[str, np.ndarray]:
     except (ValueError, IndexError) as error:
         raise UserError(f"{path} is not a whole TensorFlow graph ({error}): copy or download it again") from error
     if not constants:
-        raise UserError(f"{path} holds no float32 constants: expected a frozen TensorFlow graph (classify_image_graph_def.pb)")
+        raise UserError(
+            f"{path} holds no float32 constants: expected a frozen TensorFlow graph (classify_image_graph_def.pb)"
+        )
     return constants
 
 

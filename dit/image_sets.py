@@ -59,7 +59,9 @@ class ArrayImages(ImageSet):
 
     @functools.cached_property
     def sha256(self) -> str:
-        return hashlib.sha256(repr(self.images.shape).encode() + np.ascontiguousarray(self.images).tobytes()).hexdigest()
+        return hashlib.sha256(
+            repr(self.images.shape).encode() + np.ascontiguousarray(self.images).tobytes()
+        ).hexdigest()
 
     def batches(self, size: int, start: int, stop: int) -> Iterator[np.ndarray]:
         for at in range(start, stop, size):
@@ -98,7 +100,9 @@ class NpzImages(ImageSet):
                 count = min(size, stop - at)
                 data = file.read(count * each)
                 if len(data) < count * each:
-                    raise UserError(f"{self.path} is cut short at image {at + len(data) // each} of {len(self)}: copy it again")
+                    raise UserError(
+                        f"{self.path} is cut short at image {at + len(data) // each} of {len(self)}: copy it again"
+                    )
                 yield np.frombuffer(data, np.uint8).reshape(count, *self.shape[1:])
 
 
@@ -108,7 +112,9 @@ class FolderImages(ImageSet):
     def __init__(self, folder: Path):
         self.folder, self.source = folder, folder.name
         self.protocol = {}
-        self.paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        self.paths = sorted(
+            path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+        )
         if not self.paths:
             raise UserError(f"no images in {folder}: expected files such as {', '.join(IMAGE_SUFFIXES[:3])}")
 
@@ -140,7 +146,9 @@ class FolderImages(ImageSet):
     def _checked(self, path: Path) -> np.ndarray:
         image = self._open(path)
         if image.shape[:2] != self._size:
-            raise UserError(f"{path} is {image.shape[0]}x{image.shape[1]}, others are {self._size[0]}x{self._size[1]}: expected one size")
+            raise UserError(
+                f"{path} is {image.shape[0]}x{image.shape[1]}, others are {self._size[0]}x{self._size[1]}: expected one size"
+            )
         return image
 
 
@@ -163,7 +171,9 @@ def open_images(source: str, channels: int) -> ImageSet:
     if source in DATASETS and not source.startswith("imagenet"):
         images = load_images(source)[0]
         return ArrayImages(source, np.repeat(images, channels, axis=3) if images.shape[3] == 1 else images)
-    raise UserError(f"no file, folder or data set '{source}': expected an .npz of images (arr_0), a folder of images, digits or mnist")
+    raise UserError(
+        f"no file, folder or data set '{source}': expected an .npz of images (arr_0), a folder of images, digits or mnist"
+    )
 
 
 @contextmanager
@@ -172,7 +182,9 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise UserError(f"{path} is not a whole .npz file ({error}): it may be cut short, copy or write it again") from error
+        raise UserError(
+            f"{path} is not a whole .npz file ({error}): it may be cut short, copy or write it again"
+        ) from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -184,9 +196,13 @@ def _header(file: Any, path: Path) -> tuple[int, ...]:
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
     except ValueError as error:
-        raise UserError(f"{path} holds an array that cannot be read ({error}): write it again with numpy.savez") from error
+        raise UserError(
+            f"{path} holds an array that cannot be read ({error}): write it again with numpy.savez"
+        ) from error
     if dtype != np.uint8 or len(shape) != 4 or fortran:
-        raise UserError(f"{path} holds {dtype} of shape {shape}: expected uint8 (number, height, width, channels) in C order")
+        raise UserError(
+            f"{path} holds {dtype} of shape {shape}: expected uint8 (number, height, width, channels) in C order"
+        )
     if shape[0] == 0:
         raise UserError(f"{path} holds no images: expected at least 2")
     return shape
@@ -197,4 +213,6 @@ def _read_protocol(path: Path) -> dict[str, Any]:
         try:
             return json.loads(str(arrays["protocol"]))
         except ValueError as error:
-            raise UserError(f"{path}: its 'protocol' is not JSON text ({error}): write it again, or leave it out") from error
+            raise UserError(
+                f"{path}: its 'protocol' is not JSON text ({error}): write it again, or leave it out"
+            ) from error

@@ -306,7 +306,9 @@ def _halves(x: Array) -> tuple[Array, Array]:
     return high, (x - high.astype(jnp.float32)).astype(jnp.bfloat16)
 
 
-def extractor(folded: Folded, weights_sha256: str, precision: Precision = "float32", batch_size: int = 32) -> NetworkExtractor:
+def extractor(
+    folded: Folded, weights_sha256: str, precision: Precision = "float32", batch_size: int = 32
+) -> NetworkExtractor:
     """The FID Inception behind the extractor interface; in bfloat16 it says so in its name, since scores shift."""
     graph, parameters = nnx.split(Inception(folded, precision))
     return NetworkExtractor(

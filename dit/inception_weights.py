@@ -89,15 +89,23 @@ def check(state: dict[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
     """The tensors in float32, once names, shapes and values are what the network takes."""
     missing = [name for name in EXPECTED if name not in state]
     if missing:
-        raise UserError(f"{source} lacks tensor '{missing[0]}' ({len(missing)} missing in all): expected the FID Inception of 2015-12-05")
+        raise UserError(
+            f"{source} lacks tensor '{missing[0]}' ({len(missing)} missing in all): expected the FID Inception of 2015-12-05"
+        )
     extra = [name for name in state if name not in EXPECTED]
     if extra:
-        raise UserError(f"{source} has an unknown tensor '{extra[0]}' ({len(extra)} in all): expected the FID Inception of 2015-12-05")
+        raise UserError(
+            f"{source} has an unknown tensor '{extra[0]}' ({len(extra)} in all): expected the FID Inception of 2015-12-05"
+        )
     for name, shape in EXPECTED.items():
         if state[name].shape != shape:
-            raise UserError(f"{source}: tensor '{name}' has shape {state[name].shape}, expected {shape}: it is of another network")
+            raise UserError(
+                f"{source}: tensor '{name}' has shape {state[name].shape}, expected {shape}: it is of another network"
+            )
         if not np.isfinite(state[name]).all():
-            raise UserError(f"{source}: tensor '{name}' has values that are not finite: copy or download the file again")
+            raise UserError(
+                f"{source}: tensor '{name}' has values that are not finite: copy or download the file again"
+            )
     return {name: np.ascontiguousarray(state[name], np.float32) for name in EXPECTED}
 
 
@@ -144,7 +152,9 @@ def _check_name(path: Path) -> None:
     with path.open("rb") as file:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
     if not actual.startswith(named[1]):
-        raise UserError(f"{path} has SHA-256 {actual[:8]}..., its name says {named[1]}: it is damaged or renamed, copy it again")
+        raise UserError(
+            f"{path} has SHA-256 {actual[:8]}..., its name says {named[1]}: it is damaged or renamed, copy it again"
+        )
 
 
 def _from_graph(path: Path) -> dict[str, np.ndarray]:
@@ -152,7 +162,9 @@ def _from_graph(path: Path) -> dict[str, np.ndarray]:
     state = {}
     for name, source in tensorflow_names().items():
         if source not in constants:
-            raise UserError(f"{path} lacks tensor '{source}': expected the frozen graph classify_image_graph_def.pb of 2015-12-05")
+            raise UserError(
+                f"{path} lacks tensor '{source}': expected the frozen graph classify_image_graph_def.pb of 2015-12-05"
+            )
         value = constants[source]
         state[name] = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
     return state
@@ -166,7 +178,9 @@ def tensorflow_names() -> dict[str, str]:
         block, _, branch = name.partition(".")
         if branch:
             index = blocks.index(block)
-            scopes[name] = f"mixed_{index}/{_branch_scope(block, branch)}" if index else f"mixed/{_branch_scope(block, branch)}"
+            scopes[name] = (
+                f"mixed_{index}/{_branch_scope(block, branch)}" if index else f"mixed/{_branch_scope(block, branch)}"
+            )
     names = {"fc.weight": "softmax/weights", "fc.bias": "softmax/biases"}
     for name, scope in scopes.items():
         names[f"{name}.conv.weight"] = f"{scope}/conv2d_params"

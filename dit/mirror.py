@@ -38,7 +38,14 @@ class Mirror:
         import wandb
 
         self._wandb = wandb.init(
-            project="dit-scaling", group=study, name=run.run, id=run.hash, resume="allow", mode=mode, dir=str(folder), config=to_json(run)
+            project="dit-scaling",
+            group=study,
+            name=run.run,
+            id=run.hash,
+            resume="allow",
+            mode=mode,
+            dir=str(folder),
+            config=to_json(run),
         )
         self._wandb.define_metric("*", step_metric="step")
         self._wandb.define_metric("fd_*", step_metric="train_gflops")

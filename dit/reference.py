@@ -63,7 +63,9 @@ def made_by(extractor: Extractor, source: str, source_sha256: str, num_images: i
     }
 
 
-def make(extractor: Extractor, images: ImageSet, batch_size: int, partial: Path | None = None, report: Report | None = None) -> Reference:
+def make(
+    extractor: Extractor, images: ImageSet, batch_size: int, partial: Path | None = None, report: Report | None = None
+) -> Reference:
     """Statistics of all the images, and features of the first 10,000."""
     statistics = gather(extractor, images, batch_size, keep=REFERENCES, partial=partial, report=report)
     return from_statistics(statistics, made_by(extractor, images.source, images.sha256, len(images)))
@@ -71,7 +73,9 @@ def make(extractor: Extractor, images: ImageSet, batch_size: int, partial: Path 
 
 def from_statistics(statistics: Statistics, protocol: dict[str, Any]) -> Reference:
     """A reference out of what a pass over its images left."""
-    return Reference(statistics.pooled.gaussian(), statistics.spatial.gaussian(), np.array(statistics.features), protocol)
+    return Reference(
+        statistics.pooled.gaussian(), statistics.spatial.gaussian(), np.array(statistics.features), protocol
+    )
 
 
 def save(path: Path, reference: Reference) -> None:
@@ -96,7 +100,9 @@ def declare(path: Path, extractor_name: str, resize: str) -> Reference:
     """
     with _arrays(path) as arrays:
         if "made_by" in arrays.files or "arr_0" in arrays.files:
-            raise UserError(f"{path} says itself what made it: declare only bare mu/sigma files, or drop --made-with-resize")
+            raise UserError(
+                f"{path} says itself what made it: declare only bare mu/sigma files, or drop --made-with-resize"
+            )
         protocol = {
             "extractor": extractor_name,
             "extractor_sha256": ANY_WEIGHTS,
@@ -168,7 +174,9 @@ def _features(extractor: Extractor, images: ImageSet, batch_size: int, report: R
 def _from_arrays(arrays: Any, path: Path, protocol: dict[str, Any]) -> Reference:
     missing = [name for name in ("mu", "sigma") if name not in arrays.files]
     if missing:
-        raise UserError(f"{path} lacks '{missing[0]}': expected statistics mu and sigma, make the file again with `dit reference`")
+        raise UserError(
+            f"{path} lacks '{missing[0]}': expected statistics mu and sigma, make the file again with `dit reference`"
+        )
     count = protocol["num_images"]
     pooled = Gaussian(arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64), count)
     spatial = None

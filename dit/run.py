@@ -43,7 +43,10 @@ def execute(folder: Path, study: str, run: RunConfig, arguments: RunArguments, r
     record = RunStore(folder, run)
     with store.exclusive(record.path / ".lock"):
         attempt = record.status()["attempt"] + 1
-        progress = {**{key: value for key, value in record.status().items() if key in ("step", "loss")}, "attempt": attempt}
+        progress = {
+            **{key: value for key, value in record.status().items() if key in ("step", "loss")},
+            "attempt": attempt,
+        }
         try:
             record.create()
             store.write_json(record.path / f"environment-{attempt:04d}.json", environment())
@@ -88,7 +91,13 @@ class _Execution:
         with contextlib.closing(MetricsWriter(self.record.path, self.progress["attempt"])) as metrics:
             for stop in self._stops():
                 state = train(
-                    self.run, self.program, state, self.dataset, stop, self.arguments.log_every, lambda row: self._log(metrics, row)
+                    self.run,
+                    self.program,
+                    state,
+                    self.dataset,
+                    stop,
+                    self.arguments.log_every,
+                    lambda row: self._log(metrics, row),
                 )
                 metrics.sync()
                 self._save(stop, state)

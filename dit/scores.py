@@ -82,7 +82,12 @@ def _missing(metric: str, reference: Reference) -> str | None:
 
 
 def _score(
-    metric: str, statistics: Statistics, reference: Reference, manifolds: PrecisionRecall | None, resamples: int, seed: int
+    metric: str,
+    statistics: Statistics,
+    reference: Reference,
+    manifolds: PrecisionRecall | None,
+    resamples: int,
+    seed: int,
 ) -> Score:
     features = np.asarray(statistics.features)
     match metric:
@@ -92,7 +97,9 @@ def _score(
                 return Score(value)
 
             def resampled(chosen: np.ndarray) -> float:
-                return frechet_distance(Moments(features.shape[1]).update(features[chosen]).gaussian(), reference.pooled)
+                return frechet_distance(
+                    Moments(features.shape[1]).update(features[chosen]).gaussian(), reference.pooled
+                )
 
             return Score(value, *interval(resampled, len(features), value, resamples, seed))
         case "sfid":
@@ -108,7 +115,9 @@ def _score(
             if not resamples:
                 return Score(value)
             # given the manifolds: what moves is which points are asked about
-            return Score(value, *interval(lambda chosen: float(inside[chosen].mean()), len(inside), value, resamples, seed))
+            return Score(
+                value, *interval(lambda chosen: float(inside[chosen].mean()), len(inside), value, resamples, seed)
+            )
         case "kid":
             subsets = kid(reference.features, features, seed=seed)
             return Score(float(subsets.mean()), spread=_deviation(subsets))

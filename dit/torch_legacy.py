@@ -64,7 +64,9 @@ class _Unpickler(pickle.Unpickler):
             return _Rebuild()
         if module == "torch" and name in _DTYPES:
             return name
-        raise UserError(f"{self._path} asks to run {module}.{name}, which is not a tensor; refused, because a pickle can run any code")
+        raise UserError(
+            f"{self._path} asks to run {module}.{name}, which is not a tensor; refused, because a pickle can run any code"
+        )
 
     def persistent_load(self, pid: Any) -> tuple[str, np.dtype]:
         kind, storage, key, _location, _numel, view = pid

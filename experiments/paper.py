@@ -12,4 +12,8 @@ from experiments import grid
 
 def runs() -> list[RunConfig]:
     """The cells of the grid that the paper trained."""
-    return [run for run in grid.runs() if run.model.block == "adaln_zero" or (run.model.size, run.model.patch_size) == ("XL", 2)]
+    return [
+        run
+        for run in grid.runs()
+        if run.model.block == "adaln_zero" or (run.model.size, run.model.patch_size) == ("XL", 2)
+    ]

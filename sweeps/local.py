@@ -90,7 +90,9 @@ def run_cells(
     waiting, deaths = deque(runs), dict.fromkeys((run.run for run in runs), 0)
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     selector = selectors.DefaultSelector()
-    pool = [Worker(k, cpus[k::workers] or cpus, folder / "logs" / f"worker-{k}.log") for k in range(min(workers, len(runs)))]
+    pool = [
+        Worker(k, cpus[k::workers] or cpus, folder / "logs" / f"worker-{k}.log") for k in range(min(workers, len(runs)))
+    ]
     for worker in pool:
         selector.register(worker.process.stdout, selectors.EVENT_READ, worker)  # type: ignore[arg-type]
 

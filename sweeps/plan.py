@@ -9,7 +9,19 @@ from dit.config import RunConfig
 from dit.rows import Row, planned_row
 from dit.store import Study
 
-COLUMNS = ("run", "block", "size", "patch_size", "seed", "tokens", "params", "gflops", "batch_size", "step", "train_gflops")
+COLUMNS = (
+    "run",
+    "block",
+    "size",
+    "patch_size",
+    "seed",
+    "tokens",
+    "params",
+    "gflops",
+    "batch_size",
+    "step",
+    "train_gflops",
+)
 
 
 @dataclass(frozen=True)
@@ -28,9 +40,7 @@ def plan(study: Study, runs: tuple[RunConfig, ...]) -> list[Row]:
 
 def sampling_gflops(run: RunConfig) -> float:
     """Compute of all samples that a run's evaluations draw."""
-    return sum(
-        e.num_samples * flops.sampling_gflops(run.model, e.sampling_steps, e.cfg_scale) for e in run.evaluations
-    )
+    return sum(e.num_samples * flops.sampling_gflops(run.model, e.sampling_steps, e.cfg_scale) for e in run.evaluations)
 
 
 def total(runs: tuple[RunConfig, ...]) -> Total:

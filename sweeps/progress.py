@@ -89,7 +89,11 @@ class Progress:
             self._line(f"{event['run']} {event['state']}; {self._summary()}")
 
     def _message(self, event: dict[str, Any]) -> None:
-        text = event.get("reason") or event.get("message") or f"worker died (exit code {event.get('code')}), resuming the cell"
+        text = (
+            event.get("reason")
+            or event.get("message")
+            or f"worker died (exit code {event.get('code')}), resuming the cell"
+        )
         self._clear()
         self._line(f"{event['event']}: {event.get('run', '')}: {text}")
 

@@ -38,7 +38,9 @@ def declared(name: str) -> Study:
     elif name in names():
         module, title = importlib.import_module(f"experiments.{name}"), name
     else:
-        raise UserError(f"unknown study '{name}': expected one of {', '.join(names())}, or the path of a Python file with runs()")
+        raise UserError(
+            f"unknown study '{name}': expected one of {', '.join(names())}, or the path of a Python file with runs()"
+        )
     if not callable(getattr(module, "runs", None)):
         raise UserError(f"study '{name}' has no runs(): define runs() -> list[RunConfig] in it")
     runs = _users(Path(module.__file__ or name), lambda: tuple(module.runs()))

@@ -72,7 +72,9 @@ def sweep(
             now_failed = sum(record.status()["state"] == FAILED for record in records)
             return Outcome(len(runs), sum(states), now_failed)
     except Busy as error:
-        raise UserError(f"another sweep is running in {folder}: wait for it, or watch it with `dit status {folder} --watch`") from error
+        raise UserError(
+            f"another sweep is running in {folder}: wait for it, or watch it with `dit status {folder} --watch`"
+        ) from error
 
 
 def statuses(study: Study, folder: Path) -> list[dict[str, Any]]:

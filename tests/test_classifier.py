@@ -37,6 +37,8 @@ def test_features_have_the_declared_shapes():
 
 
 def test_logits_have_no_bias_and_come_from_the_pooled_features():
+    shapes = [parameter.shape for parameter in extractor().parameters]
+    assert (64, 10) in shapes and (10,) not in shapes
     weights, *_ = np.linalg.lstsq(
         features().pooled.astype(np.float64), features().logits.astype(np.float64), rcond=None
     )

@@ -31,7 +31,9 @@ def _extract_with(monkeypatch: pytest.MonkeyPatch, extractor) -> None:
 
 def _row(capsys: pytest.CaptureFixture[str], *options: str) -> dict:
     capsys.readouterr()
-    assert cli.main(["evaluate", "samples.npz", "--reference", "real.npz", "--out", "row.json", "--json", *options]) == 0
+    assert (
+        cli.main(["evaluate", "samples.npz", "--reference", "real.npz", "--out", "row.json", "--json", *options]) == 0
+    )
     (row,) = json.loads(capsys.readouterr().out)
     assert row == json.loads(Path("row.json").read_text())
     return row
@@ -90,8 +92,6 @@ def test_table_names_other_features_as_what_they_are(capsys, monkeypatch) -> Non
 
 class Killed(BaseException):
     """Not an error that anything catches."""
-
-
 
 
 def test_resumes_after_a_kill_with_the_same_bits_and_no_batch_twice(capsys, monkeypatch) -> None:

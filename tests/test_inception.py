@@ -39,7 +39,10 @@ def _errors(features: Features, bias: np.ndarray) -> dict[str, float]:
             "logits_unbiased": features.logits,
             "logits": features.logits + bias,
         }
-        return {name: float(np.abs(value - golden[name]).max() / np.abs(golden[name]).max()) for name, value in pairs.items()}
+        return {
+            name: float(np.abs(value - golden[name]).max() / np.abs(golden[name]).max())
+            for name, value in pairs.items()
+        }
 
 
 def test_equals_golden_outputs(features: Features, folded: inception.Folded) -> None:
@@ -69,7 +72,9 @@ def test_interface(extractor) -> None:
         ("bfloat16x3", dict.fromkeys(("pool3", "spatial", "logits_unbiased", "logits"), 1e-3)),
     ],
 )
-def test_bfloat16_stays_near(folded: inception.Folded, precision: inception.Precision, bounds: dict[str, float]) -> None:
+def test_bfloat16_stays_near(
+    folded: inception.Folded, precision: inception.Precision, bounds: dict[str, float]
+) -> None:
     made = inception.extractor(folded, "0" * 64, precision, batch_size=3)
     with np.load(GOLDEN) as golden:
         errors = _errors(made.extract(golden["images"]), folded.classifier[1])
@@ -113,7 +118,9 @@ def test_equals_torch_fidelity_at_other_sizes(size: int, folded: inception.Folde
     path = tmp_path / "weights.pth"
     torch.save({name: torch.tensor(value) for name, value in weights().items()}, path)
     names = ["2048", "logits_unbiased", "logits"]
-    oracle = load("feature_extractor_inceptionv3").FeatureExtractorInceptionV3("inception", names, feature_extractor_weights_path=str(path))
+    oracle = load("feature_extractor_inceptionv3").FeatureExtractorInceptionV3(
+        "inception", names, feature_extractor_weights_path=str(path)
+    )
     images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
     with torch.no_grad():
         expected = [output.numpy() for output in oracle(torch.tensor(images.transpose(0, 3, 1, 2).copy()))]

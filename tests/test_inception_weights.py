@@ -104,7 +104,9 @@ def test_names_in_the_graph() -> None:
 
 def test_one_value_may_stand_for_all(tmp_path: Path) -> None:
     graph = _graph({"first": np.zeros(3, np.float32), "second": np.array([2.5], np.float32)})
-    (tmp_path / "graph.pb").write_bytes(graph.replace(b"\x12\x02\x08\x01", b"\x12\x02\x08\x07", 1))  # its shape says seven
+    (tmp_path / "graph.pb").write_bytes(
+        graph.replace(b"\x12\x02\x08\x01", b"\x12\x02\x08\x07", 1)
+    )  # its shape says seven
     assert graph_def.read_constants(tmp_path / "graph.pb")["second"].tolist() == [2.5] * 7
 
 
@@ -141,7 +143,9 @@ def test_missing_file_says_where_to_put_it(tmp_path: Path, monkeypatch: pytest.M
 def test_a_name_with_a_hash_is_held_to_it(state: dict[str, np.ndarray], tmp_path: Path) -> None:
     wrong = tmp_path / "weights-01234567.pth"
     wrong.write_bytes(b"anything")
-    with pytest.raises(UserError, match=f"SHA-256 {hashlib.sha256(b'anything').hexdigest()[:8]}.*its name says 01234567"):
+    with pytest.raises(
+        UserError, match=f"SHA-256 {hashlib.sha256(b'anything').hexdigest()[:8]}.*its name says 01234567"
+    ):
         inception_weights.load(wrong)
 
 

@@ -69,5 +69,9 @@ def test_equals_torch_fidelity() -> None:
     torch = pytest.importorskip("torch")
     oracle = load("metric_kid")
     x, y = _points(40, 0), _points(40, 1, 0.3)
-    expected = oracle.kid_features_to_metric(torch.tensor(x), torch.tensor(y), kid_subsets=1, kid_subset_size=40, verbose=False)
-    assert squared_mmd(x, y) == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-5)  # its kernel is in float32
+    expected = oracle.kid_features_to_metric(
+        torch.tensor(x), torch.tensor(y), kid_subsets=1, kid_subset_size=40, verbose=False
+    )
+    assert squared_mmd(x, y) == pytest.approx(
+        expected["kernel_inception_distance_mean"], rel=1e-5
+    )  # its kernel is in float32

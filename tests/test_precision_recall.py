@@ -34,7 +34,9 @@ def test_equals_brute_force(monkeypatch: pytest.MonkeyPatch, block: int, nearest
     np.testing.assert_array_equal(found.samples_inside, _inside(samples, references, nearest))
     np.testing.assert_array_equal(found.references_inside, _inside(references, samples, nearest))
     assert 0.1 < found.recall < found.precision < 1
-    np.testing.assert_allclose(radii(references, nearest), np.sort(_pairs(references, references), axis=1)[:, nearest], rtol=1e-4)
+    np.testing.assert_allclose(
+        radii(references, nearest), np.sort(_pairs(references, references), axis=1)[:, nearest], rtol=1e-4
+    )
 
 
 def test_repeated_points_count_as_neighbours() -> None:
@@ -61,7 +63,10 @@ def test_half_rounds_and_falls_back_where_it_overflows() -> None:
 @pytest.mark.parametrize("keep", [1, 3, 4, 6])
 def test_smallest_along_either_axis(keep: int) -> None:
     values = np.random.default_rng(0).integers(0, 20, (16, 32)).astype(np.float32)  # with ties
-    rows, columns = module._smallest_along(jnp.asarray(values), 1, keep), module._smallest_along(jnp.asarray(values), 0, keep)
+    rows, columns = (
+        module._smallest_along(jnp.asarray(values), 1, keep),
+        module._smallest_along(jnp.asarray(values), 0, keep),
+    )
     np.testing.assert_array_equal(rows, np.sort(values, axis=1)[:, :keep].T)
     np.testing.assert_array_equal(columns, np.sort(values, axis=0)[:keep])
 
@@ -81,7 +86,12 @@ def test_equals_torch_fidelity() -> None:
     oracle = load("metric_prc")
     references, samples = _points(150, 0), _points(150, 1, 0.8)
     expected = oracle.prc_features_to_metric(
-        torch.tensor(samples), torch.tensor(references), prc_neighborhood=3, prc_batch_size=64, save_cpu_ram=False, verbose=False
+        torch.tensor(samples),
+        torch.tensor(references),
+        prc_neighborhood=3,
+        prc_batch_size=64,
+        save_cpu_ram=False,
+        verbose=False,
     )
     found = precision_recall(references, samples)
     assert found.precision == pytest.approx(expected["precision"], abs=1e-6)

@@ -31,7 +31,9 @@ def test_statistics_are_those_of_all_images(batch: Path) -> None:
     extractor = tiny_extractor()
     made = reference.load(str(batch), extractor, 16)
     features = extractor.extract(some_images(60, 0))
-    np.testing.assert_allclose(made.pooled.covariance, np.cov(features.pooled.astype(np.float64), rowvar=False), rtol=1e-10)
+    np.testing.assert_allclose(
+        made.pooled.covariance, np.cov(features.pooled.astype(np.float64), rowvar=False), rtol=1e-10
+    )
     assert made.spatial is not None and made.spatial.mean.shape == (10,)
     np.testing.assert_array_equal(made.features, features.pooled)
     assert made.made_by["num_images"] == 60
@@ -43,7 +45,9 @@ def test_folder_and_compressed_batch_give_the_same(batch: Path, tmp_path: Path) 
     for i, image in enumerate(some_images(60, 0)):
         Image.fromarray(image).save(folder / f"{i:03d}.png")
     np.savez_compressed(tmp_path / "small.npz", arr_0=some_images(60, 0))
-    made = [reference.load(str(path), tiny_extractor(), 16) for path in (batch, tmp_path / "images", tmp_path / "small.npz")]
+    made = [
+        reference.load(str(path), tiny_extractor(), 16) for path in (batch, tmp_path / "images", tmp_path / "small.npz")
+    ]
     for other in made[1:]:
         np.testing.assert_array_equal(other.pooled.covariance, made[0].pooled.covariance)
 
@@ -85,7 +89,9 @@ def test_adm_batch_with_statistics(tmp_path: Path) -> None:
     path = tmp_path / "adm.npz"
     np.savez(path, arr_0=shown, mu=pooled.mean, sigma=pooled.covariance, mu_s=spatial.mean, sigma_s=spatial.covariance)
     read = reference.load(str(path), extractor, 16)
-    np.testing.assert_array_equal(read.pooled.covariance, pooled.covariance)  # of all 80, not of the 30 images in the file
+    np.testing.assert_array_equal(
+        read.pooled.covariance, pooled.covariance
+    )  # of all 80, not of the 30 images in the file
     assert read.features.shape == (30, 12) and read.made_by["num_images"] is None
     with pytest.raises(UserError, match="by extractor inception-2015, samples are scored by extractor tiny"):
         reference.load(str(path), tiny_extractor(), 16)
@@ -100,7 +106,9 @@ def test_bare_statistics_must_be_declared(tmp_path: Path) -> None:
     for resize in ("tf1-bilinear-299", "pytorch-bilinear-299"):
         reference.save(tmp_path / f"{resize}.npz", reference.declare(path, "inception-2015", resize))
     assert reference.load(str(tmp_path / "tf1-bilinear-299.npz"), extractor, 16).spatial is None
-    with pytest.raises(UserError, match="with resize pytorch-bilinear-299, samples are scored with resize tf1-bilinear-299"):
+    with pytest.raises(
+        UserError, match="with resize pytorch-bilinear-299, samples are scored with resize tf1-bilinear-299"
+    ):
         reference.load(str(tmp_path / "pytorch-bilinear-299.npz"), extractor, 16)
 
 

@@ -44,10 +44,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--reference", required=True, help="file of `dit reference`, ADM batch, images, or data set by name")
     add("--extractor", choices=NAMES, default="inception", help="what makes features of images (default: inception)")
     add("--weights", help="Inception weights: .pth, .safetensors or .pb; random:SEED for a demonstration")
-    add("--metrics", nargs="+", choices=METRICS, metavar="METRIC", help=f"some of {', '.join(METRICS)} (default: the first {len(DEFAULT)})")
+    add(
+        "--metrics",
+        nargs="+",
+        choices=METRICS,
+        metavar="METRIC",
+        help=f"some of {', '.join(METRICS)} (default: the first {len(DEFAULT)})",
+    )
     add("--num-samples", type=int, help="take only the first so many samples")
     add("--half", action="store_true", help="precision and recall in float16, as the original suite rounds")
-    add("--bootstrap", type=int, default=0, metavar="N", help="95 %% intervals of fid, precision and recall from N resamples")
+    add(
+        "--bootstrap",
+        type=int,
+        default=0,
+        metavar="N",
+        help="95 %% intervals of fid, precision and recall from N resamples",
+    )
     add("--seed", type=int, default=0, help="of resamples, and of the sub-samples of kid and fid_infinity (default: 0)")
     add("--batch-size", type=int, default=64, help="images per dispatch (default: 64)")
     add("--out", type=Path, help="the row (default: SAMPLES.<protocol>.json)")
@@ -81,7 +93,9 @@ def run(args: argparse.Namespace) -> None:
     images = open_images(str(path), extractor.channels)
     count = len(images) if args.num_samples is None else args.num_samples
     if not 2 <= count <= len(images):
-        raise UserError(f"{count} sample(s) of the {len(images)} in {path}: expected at least 2 and no more than there are")
+        raise UserError(
+            f"{count} sample(s) of the {len(images)} in {path}: expected at least 2 and no more than there are"
+        )
     if extractor.metric_suffix.startswith("random"):
         print("random weights: these numbers demonstrate the program, they score nothing", file=sys.stderr)
 
@@ -119,7 +133,9 @@ def _say(message: str) -> None:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    folder = path.is_dir() and any((path / name).exists() for name in ("checkpoints", "study.json", "config.json", "transformer"))
+    folder = path.is_dir() and any(
+        (path / name).exists() for name in ("checkpoints", "study.json", "config.json", "transformer")
+    )
     return folder or path.suffix in (".pt", ".pth", ".ckpt", ".safetensors")
 
 
@@ -131,7 +147,11 @@ def _draw(args: argparse.Namespace, path: Path) -> Path:
     from dit.sample_images import SampleRun, check, draw
     from dit.weights import open_checkpoint
 
-    given = {name: getattr(args, name) for name in DRAWN if name not in ("decoder", "ema") and getattr(args, name) is not None}
+    given = {
+        name: getattr(args, name)
+        for name in DRAWN
+        if name not in ("decoder", "ema") and getattr(args, name) is not None
+    }
     count = 50_000 if args.num_samples is None else args.num_samples
     drawn = Evaluation(step=1, features="none", num_samples=count, **given)
     loaded = open_checkpoint(path)
@@ -146,7 +166,9 @@ def _draw(args: argparse.Namespace, path: Path) -> Path:
     return out
 
 
-def _row(args: argparse.Namespace, extractor: Extractor, images: Any, count: int, real: Any, scores: dict[str, Any]) -> dict[str, Any]:
+def _row(
+    args: argparse.Namespace, extractor: Extractor, images: Any, count: int, real: Any, scores: dict[str, Any]
+) -> dict[str, Any]:
     """The result with everything it depends on; `protocol` hashes all of that but the samples themselves."""
     from dit.config import digest
 
@@ -186,7 +208,9 @@ def _table(extractor: Extractor, scores: dict[str, Any], row: dict[str, Any]) ->
     for name, found in scores.items():
         interval = "" if found.low is None else f"{found.low:.4f} to {found.high:.4f}"
         spread = "" if found.spread is None else f"± {found.spread:.4f}"
-        lines.append((column(extractor, name), "-" if found.value is None else f"{found.value:.4f}", interval or spread))
+        lines.append(
+            (column(extractor, name), "-" if found.value is None else f"{found.value:.4f}", interval or spread)
+        )
     heads = ("metric", f"{row['num_samples']:,} samples", "interval or spread")
     drawn = ", ".join(f"{name} {row[name]}" for name in DRAWN if row[name] is not None) or "not said"
     made = f"{row['extractor']} ({row['extractor_sha256'][:12]}, {row['resize']})"

@@ -32,7 +32,11 @@ def run(args: argparse.Namespace) -> None:
     runs = subset(study, args.where)
     rows = plan(study, runs)
     style = "json" if args.json else args.format
-    columns = [name.strip() for name in args.columns.split(",")] if args.columns else list(rows[0] if style == "json" else COLUMNS)
+    columns = (
+        [name.strip() for name in args.columns.split(",")]
+        if args.columns
+        else list(rows[0] if style == "json" else COLUMNS)
+    )
     for name in [*columns, *([args.sort] if args.sort else [])]:
         if name not in rows[0]:
             raise UserError(f"unknown column '{name}': expected one of {', '.join(rows[0])}")

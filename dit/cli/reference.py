@@ -23,11 +23,19 @@ from dit.extractors import NAMES, make_extractor
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("source", metavar="SOURCE", help=".npz with arr_0, folder of images, data set by name, or bare mu/sigma file to declare")
+    add(
+        "source",
+        metavar="SOURCE",
+        help=".npz with arr_0, folder of images, data set by name, or bare mu/sigma file to declare",
+    )
     add("--out", type=Path, required=True, help="the .npz to write")
     add("--extractor", choices=NAMES, default="inception", help="what makes features of images (default: inception)")
     add("--weights", help="Inception weights: .pth, .safetensors or .pb; random:SEED for a demonstration")
-    add("--made-with-resize", metavar="RESIZE", help="declare a bare mu/sigma file as made with this resize, such as tf1-bilinear-299")
+    add(
+        "--made-with-resize",
+        metavar="RESIZE",
+        help="declare a bare mu/sigma file as made with this resize, such as tf1-bilinear-299",
+    )
     add("--batch-size", type=int, default=64, help="images per dispatch (default: 64)")
     add("--json", action="store_true", help="print what was made as JSON")
 
@@ -48,10 +56,16 @@ def run(args: argparse.Namespace) -> None:
     else:
         extractor = make_extractor(args.extractor, args.weights, args.batch_size)
         with ImageProgress("reference") as progress:
-            made = reference.make(extractor, open_images(args.source, extractor.channels), args.batch_size, partial, progress)
+            made = reference.make(
+                extractor, open_images(args.source, extractor.channels), args.batch_size, partial, progress
+            )
     if jax.process_index():
         return
     reference.save(args.out, made)
     shutil.rmtree(partial, ignore_errors=True)
     facts = {**made.made_by, "num_references": len(made.features), "sha256": made.sha256, "path": str(args.out)}
-    print(json.dumps([facts], indent=1) if args.json else tabulate(list(facts.items()), tablefmt="plain", disable_numparse=True))
+    print(
+        json.dumps([facts], indent=1)
+        if args.json
+        else tabulate(list(facts.items()), tablefmt="plain", disable_numparse=True)
+    )

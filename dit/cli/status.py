@@ -50,8 +50,21 @@ def status_rows(folder: Path) -> list[dict[str, Any]]:
         state = DONE if cell["done"] else status["state"]
         row = planned_row(run, study.name, "running" if state == DONE and not cell["done"] else state)
         step = status["step"]
-        progress = {"step": step, "images_seen": step * run.batch_size, "train_gflops": row["train_gflops"] * step / run.steps}
-        rows.append({**row, **progress, **cell["best"], "loss": status.get("loss"), "reason": status.get("reason"), "steps": run.steps})
+        progress = {
+            "step": step,
+            "images_seen": step * run.batch_size,
+            "train_gflops": row["train_gflops"] * step / run.steps,
+        }
+        rows.append(
+            {
+                **row,
+                **progress,
+                **cell["best"],
+                "loss": status.get("loss"),
+                "reason": status.get("reason"),
+                "steps": run.steps,
+            }
+        )
     return rows
 
 

@@ -18,16 +18,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", help="a study's name, or the path of a Python file with runs()")
     parser.add_argument("--out", type=Path, help="the study's folder (default: runs/<study>)")
     parser.add_argument("--where", help="only cells satisfying this, such as \"size == 'S' and patch_size == 2\"")
-    parser.add_argument("--workers", type=int, help="worker processes (default: one per processor; one with an accelerator)")
+    parser.add_argument(
+        "--workers", type=int, help="worker processes (default: one per processor; one with an accelerator)"
+    )
     parser.add_argument("--retry-failed", action="store_true", help="run cells again that failed before")
-    parser.add_argument("--wandb", choices=("off", "offline", "online"), default="off", help="mirror runs in Weights & Biases")
+    parser.add_argument(
+        "--wandb", choices=("off", "offline", "online"), default="off", help="mirror runs in Weights & Biases"
+    )
     parser.add_argument("--log-every", type=int, default=50, help="steps per logged row (default: 50)")
-    parser.add_argument("--checkpoint-every", type=int, default=10_000, help="steps per checkpoint, besides evaluations")
+    parser.add_argument(
+        "--checkpoint-every", type=int, default=10_000, help="steps per checkpoint, besides evaluations"
+    )
     paths = parser.add_argument_group("for studies on latents")
     paths.add_argument("--data", default="", help="encoded images: the folder of `dit encode`, or its gs:// path")
     paths.add_argument("--vae", default="", help="autoencoder that decodes samples to be scored")
     paths.add_argument("--inception", default="", help="Inception weights (default: as `dit evaluate` finds them)")
-    paths.add_argument("--reference", default="", help="statistics of the real images: ADM's batch, or a file of `dit reference`")
+    paths.add_argument(
+        "--reference", default="", help="statistics of the real images: ADM's batch, or a file of `dit reference`"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,7 +52,9 @@ def run(args: argparse.Namespace) -> int:
     runs = subset(study, args.where)
     folder = args.out or Path("runs") / study.name
     paths = {name: getattr(args, name) for name in ("data", "vae", "inception", "reference")}
-    arguments = RunArguments(log_every=args.log_every, checkpoint_every=args.checkpoint_every, wandb=args.wandb, **paths)
+    arguments = RunArguments(
+        log_every=args.log_every, checkpoint_every=args.checkpoint_every, wandb=args.wandb, **paths
+    )
     _require_paths(runs, folder, arguments)
 
     def tell(message: str) -> None:
@@ -65,4 +75,6 @@ def _require_paths(runs: Any, folder: Path, arguments: Any) -> None:
     needed = ["data"] * bool(left) + ["vae", "reference"] * any(run.evaluations for run in left)
     missing = [f"--{name}" for name in needed if not getattr(arguments, name)]
     if missing:
-        raise UserError(f"the study trains on latents of your own images: give {' and '.join(missing)} (see docs/imagenet.md)")
+        raise UserError(
+            f"the study trains on latents of your own images: give {' and '.join(missing)} (see docs/imagenet.md)"
+        )

@@ -17,7 +17,12 @@ LEVEL = 0.95
 
 
 def interval(
-    statistic: Callable[[Int[np.ndarray, "N"]], float], count: int, score: float, resamples: int, seed: int = 0, level: float = LEVEL
+    statistic: Callable[[Int[np.ndarray, "N"]], float],
+    count: int,
+    score: float,
+    resamples: int,
+    seed: int = 0,
+    level: float = LEVEL,
 ) -> tuple[float, float]:
     """Lower and upper end. `statistic` takes the chosen indices, `count` of them with repetition, and returns the score of those.
 

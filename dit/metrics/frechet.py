@@ -35,12 +35,16 @@ class Gaussian:
                 "expected (F,) and (F, F), make the file again with `dit reference`"
             )
         if not (np.isfinite(self.mean).all() and np.isfinite(self.covariance).all()):
-            raise UserError("statistics hold values that are not finite: expected finite mean and covariance, make the file again")
+            raise UserError(
+                "statistics hold values that are not finite: expected finite mean and covariance, make the file again"
+            )
 
     @functools.cached_property
     def factor(self) -> Float[np.ndarray, "F rank"]:
         """L with L Lᵀ = covariance and as many columns as its numerical rank: Cholesky with pivots, computed once."""
-        half, pivots, rank, _ = scipy.linalg.get_lapack_funcs(("pstrf",), (self.covariance,))[0](self.covariance, lower=1)
+        half, pivots, rank, _ = scipy.linalg.get_lapack_funcs(("pstrf",), (self.covariance,))[0](
+            self.covariance, lower=1
+        )
         factor = np.empty_like(half[:, :rank])
         factor[pivots - 1] = np.tril(half)[:, :rank]
         return factor

@@ -72,7 +72,9 @@ class InceptionScore:
             raise UserError("no images to take an Inception Score of: expected at least 1")
         marginal = self._mass[used] / self._count[used, None]
         # a class of probability 0 adds nothing to the entropy
-        kl = self._entropy[used] / self._count[used] - (marginal * np.log(np.where(marginal > 0, marginal, 1))).sum(axis=1)
+        kl = self._entropy[used] / self._count[used] - (marginal * np.log(np.where(marginal > 0, marginal, 1))).sum(
+            axis=1
+        )
         return np.exp(kl)
 
     def state(self, prefix: str = "") -> dict[str, Any]:
@@ -84,7 +86,9 @@ class InceptionScore:
     def from_state(cls, arrays: Any, prefix: str = "") -> InceptionScore:
         """Sums from what `state` returned."""
         sums = cls(arrays[prefix + "mass"].shape[1], int(arrays[prefix + "split"]))
-        sums._count, sums._entropy, sums._mass = (np.array(arrays[prefix + key]) for key in ("count", "entropy", "mass"))
+        sums._count, sums._entropy, sums._mass = (
+            np.array(arrays[prefix + key]) for key in ("count", "entropy", "mass")
+        )
         return sums
 
 

@@ -45,11 +45,15 @@ class Moments:
             UserError: if a value is not finite, or the width is another than `dimensions`.
         """
         if features.shape[1] != self.dimensions:
-            raise UserError(f"{self.name} have {features.shape[1]} dimensions, expected {self.dimensions}: use one extractor throughout")
+            raise UserError(
+                f"{self.name} have {features.shape[1]} dimensions, expected {self.dimensions}: use one extractor throughout"
+            )
         finite = np.isfinite(features).all(axis=1)
         if not finite.all():
             row = self.count + int(np.argmin(finite))
-            raise UserError(f"{self.name} of image {row} are not finite: expected finite values, check the images and the weights")
+            raise UserError(
+                f"{self.name} of image {row} are not finite: expected finite values, check the images and the weights"
+            )
         for start in range(0, len(features), BLOCK):
             rows = np.array(features[start : start + BLOCK], np.float64)
             self._held.append(rows)
@@ -61,7 +65,9 @@ class Moments:
     def merge(self, other: Moments) -> Moments:
         """Add the rows that `other` has seen; returns itself."""
         if other.dimensions != self.dimensions:
-            raise UserError(f"{other.name} have {other.dimensions} dimensions, expected {self.dimensions}: use one extractor throughout")
+            raise UserError(
+                f"{other.name} have {other.dimensions} dimensions, expected {self.dimensions}: use one extractor throughout"
+            )
         other._settle()
         self._settle()
         if self.count == 0:
@@ -103,7 +109,13 @@ class Moments:
     def state(self, prefix: str = "") -> dict[str, Any]:
         """Arrays that restore these moments exactly, for a checkpoint: what follows is the same bit for bit, saved or not."""
         held = np.concatenate([np.zeros((0, self.dimensions)), *self._held])
-        arrays = {"count": np.array(self.count), "shift": self._shift, "sum": self._sum, "scatter": self._scatter, "held": held}
+        arrays = {
+            "count": np.array(self.count),
+            "shift": self._shift,
+            "sum": self._sum,
+            "scatter": self._scatter,
+            "held": held,
+        }
         return {prefix + key: value for key, value in arrays.items()}
 
     @classmethod

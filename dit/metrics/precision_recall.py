@@ -50,7 +50,10 @@ class PrecisionRecall:
 
 
 def precision_recall(
-    references: Float32[np.ndarray, "R F"], samples: Float32[np.ndarray, "N F"], nearest: int = NEAREST, half: bool = False
+    references: Float32[np.ndarray, "R F"],
+    samples: Float32[np.ndarray, "N F"],
+    nearest: int = NEAREST,
+    half: bool = False,
 ) -> PrecisionRecall:
     """Improved precision and recall of samples.
 
@@ -59,9 +62,13 @@ def precision_recall(
     """
     for name, points in (("references", references), ("samples", samples)):
         if len(points) <= nearest:
-            raise UserError(f"{len(points)} {name} for precision and recall: expected more than k = {nearest}, give more images")
+            raise UserError(
+                f"{len(points)} {name} for precision and recall: expected more than k = {nearest}, give more images"
+            )
         if not np.isfinite(points).all():
-            raise UserError(f"features of {name} are not finite: expected finite values, check the images and the weights")
+            raise UserError(
+                f"features of {name} are not finite: expected finite values, check the images and the weights"
+            )
     if not half:
         # Distances do not change with the origin, their rounding does: it is smallest about the middle.
         middle = references.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -75,7 +82,9 @@ def precision_recall(
             of_rows, of_columns = _covered(row, column, half=half)
             references_inside[i] |= np.asarray(of_rows)
             samples_inside[j] |= np.asarray(of_columns)
-    return PrecisionRecall(np.concatenate(samples_inside)[: len(samples)], np.concatenate(references_inside)[: len(references)])
+    return PrecisionRecall(
+        np.concatenate(samples_inside)[: len(samples)], np.concatenate(references_inside)[: len(references)]
+    )
 
 
 def radii(points: Float32[np.ndarray, "N F"], nearest: int = NEAREST, half: bool = False) -> Float32[np.ndarray, "N"]:

@@ -32,7 +32,9 @@ Row = tuple[str, str, str, str]
 HEADS = ("what", "median s (min to max)", "times ours, median (min to max)", "agrees with ours")
 
 
-def interleaved(ways: dict[str, Callable[[], object]], rounds: int, agree: Callable[[object, object], str]) -> list[Row]:
+def interleaved(
+    ways: dict[str, Callable[[], object]], rounds: int, agree: Callable[[object, object], str]
+) -> list[Row]:
     """One call of each way per round, after one that nobody counts; the first way is ours."""
     results = {name: way() for name, way in ways.items()}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -59,7 +61,10 @@ def _gaussian(dimensions: int, seed: int) -> Gaussian:
     generator = np.random.default_rng(seed)
     shared = np.random.default_rng(0).standard_normal((dimensions // 8, dimensions)) * 0.05
     scale = np.exp(np.random.default_rng(1).standard_normal(dimensions) - 1)
-    rows = generator.standard_normal((10_000, dimensions // 8)) @ shared + generator.standard_normal((10_000, dimensions)) * scale
+    rows = (
+        generator.standard_normal((10_000, dimensions // 8)) @ shared
+        + generator.standard_normal((10_000, dimensions)) * scale
+    )
     return Moments(dimensions).update(np.maximum(rows + 0.1, 0).astype(np.float32)).gaussian()
 
 
@@ -77,9 +82,12 @@ def frechet(args: argparse.Namespace) -> list[Row]:
     ways: dict[str, Callable[[], object]] = {
         f"frechet {args.dimensions}: ours": ours,
         "  reference's factor cached": lambda: frechet_distance(Gaussian(a.mean, a.covariance), b),
-        "  scipy.linalg.sqrtm(S1 S2)": lambda: rest() - 2 * np.trace(np.real(scipy.linalg.sqrtm(a.covariance @ b.covariance))),
-        "  numpy eigvals(S1 S2), torch-fidelity": lambda: rest()
-        - 2 * np.sqrt(np.linalg.eigvals(a.covariance @ b.covariance).astype(complex)).real.sum(),
+        "  scipy.linalg.sqrtm(S1 S2)": lambda: (
+            rest() - 2 * np.trace(np.real(scipy.linalg.sqrtm(a.covariance @ b.covariance)))
+        ),
+        "  numpy eigvals(S1 S2), torch-fidelity": lambda: (
+            rest() - 2 * np.sqrt(np.linalg.eigvals(a.covariance @ b.covariance).astype(complex)).real.sum()
+        ),
     }
     return interleaved(ways, args.rounds, lambda x, y: f"{abs(x - y):.1e} of {y:.2f}")  # type: ignore[operator]
 
@@ -104,7 +112,9 @@ def neighbours(args: argparse.Namespace) -> list[Row]:
     def numpy_way() -> tuple[float, float]:
         reach = [np.partition(distances(x, x), 3, axis=1)[:, 3] for x in (references, samples)]
         across = distances(samples, references)
-        return float((across <= reach[0][None]).any(axis=1).mean()), float((across <= reach[1][:, None]).any(axis=0).mean())
+        return float((across <= reach[0][None]).any(axis=1).mean()), float(
+            (across <= reach[1][:, None]).any(axis=0).mean()
+        )
 
     def sklearn_way() -> tuple[float, float]:
         reach = []
@@ -112,7 +122,9 @@ def neighbours(args: argparse.Namespace) -> list[Row]:
             found = NearestNeighbors(n_neighbors=4, algorithm="brute").fit(x).kneighbors(x, return_distance=True)
             reach.append(np.asarray(found[0])[:, 3] ** 2)
         across = distances(samples, references)
-        return float((across <= reach[0][None]).any(axis=1).mean()), float((across <= reach[1][:, None]).any(axis=0).mean())
+        return float((across <= reach[0][None]).any(axis=1).mean()), float(
+            (across <= reach[1][:, None]).any(axis=0).mean()
+        )
 
     ways: dict[str, Callable[[], object]] = {
         f"precision, recall {args.points} x {args.points} x {args.dimensions}: ours": ours,
