@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint torch-test clean
+.PHONY: demo test lint torch torch-test clean
 
 demo: $(VENV)/installed
 	$(BIN)/dit sweep demo
@@ -12,17 +12,19 @@ demo: $(VENV)/installed
 	$(BIN)/dit figures runs/demo
 
 test: $(VENV)/installed-test
-	$(BIN)/pytest -n 2 tests
+	$(BIN)/pytest -n 2 --dist loadfile tests
 
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# Comparisons with PyTorch (CPU): the same tests, with torch installed beside everything else.
-torch-test: $(VENV)/installed-test
+# Comparisons with PyTorch (CPU), for which torch is installed beside everything else; nothing else needs it.
+torch: $(VENV)/installed-test
 	$(INSTALL) torch==2.13.0
-	$(BIN)/pytest -n 2 -m torch tests
+
+torch-test: torch
+	$(BIN)/pytest -m torch tests
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

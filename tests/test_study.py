@@ -28,12 +28,14 @@ def test_the_studies_that_come_with_the_package():
     assert names() == sorted(names())
 
 
-@pytest.mark.parametrize(("name", "cells", "patches"), [("demo", 48, {1, 2, 4}), ("grid", 48, {2, 4, 8})])
-def test_the_grids_have_every_block_size_and_patch_size_once(name, cells, patches):
+@pytest.mark.parametrize("name", ["demo", "grid"])
+def test_the_grids_have_every_block_size_and_patch_size_once(name):
     study = declared(name)
-    assert len({run.hash for run in study.runs}) == len(study.runs) == cells
-    assert len({(run.model.block, run.model.size, run.model.patch_size) for run in study.runs}) == cells
-    assert {run.model.patch_size for run in study.runs} == patches
+    assert len({run.hash for run in study.runs}) == len(study.runs) == 48
+    assert len({(run.model.block, run.model.size, run.model.patch_size) for run in study.runs}) == 48
+    smallest, *larger = sorted({run.model.patch_size for run in study.runs})
+    assert larger == [2 * smallest, 4 * smallest]
+    assert smallest == 2 or name != "grid"
     assert study.name == name
     for part in ("Question:", "Command:", "Cost:", "Expectation:"):
         assert part in study.doc
