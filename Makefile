@@ -8,7 +8,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints
 
 demo: $(VENV)/installed
 	$(BIN)/dit sweep demo
-	$(BIN)/dit results runs/demo --where "step == 4000" --sort fd_digits
+	$(BIN)/dit results runs/demo --where "step == 4000 and sampling_steps == 25" --sort fd_digits
 	$(BIN)/dit figures runs/demo
 
 test: $(VENV)/installed-test

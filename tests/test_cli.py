@@ -254,6 +254,12 @@ def test_the_status_as_json_has_the_documented_columns(under_way, capsys):
     assert rows[3]["fd_digits"] is None
 
 
+def test_a_cell_that_misses_a_score_is_not_done(under_way, capsys):
+    first = RunStore(Path("out"), under_way[0])
+    first.evaluation_path(under_way[0].evaluations[0]).unlink()
+    assert rows_of(capsys, "status", "out", "--json")[0]["status"] == "running"
+
+
 def test_the_status_for_reading_counts_the_states(under_way, capsys):
     assert run("status", "out") == 0
     out, err = capsys.readouterr()

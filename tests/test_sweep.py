@@ -1,5 +1,6 @@
 """Whole sweeps with real worker processes: resumed, killed, failing, grown; the table comes out the same bit for bit."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -39,7 +40,17 @@ def command(study, out, *options):
 
 def sweep(study, out, *options):
     """A finished `dit sweep`."""
-    return subprocess.run(command(study, out, *options), capture_output=True, text=True, timeout=300)
+    return subprocess.run(command(study, out, *options), capture_output=True, text=True, timeout=600)
+
+
+@contextlib.contextmanager
+def started(line, stderr):
+    """A `dit sweep` under way, in a session of its own; killed if the test ends before it."""
+    with subprocess.Popen(line, stderr=stderr, text=True, start_new_session=True) as parent:
+        try:
+            yield parent
+        finally:
+            parent.kill()
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +91,7 @@ def alive(pid):
         return False
 
 
-def wait_for(condition, seconds=120.0):
+def wait_for(condition, seconds=300.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -120,7 +131,7 @@ def test_running_again_does_nothing_and_starts_no_worker(study, whole):
 
 def test_when_the_sweep_is_killed_its_workers_go_and_it_resumes_to_the_same_table(study, whole, tmp_path):
     out = tmp_path / "out"
-    with subprocess.Popen(command(study, out), stderr=subprocess.DEVNULL, start_new_session=True) as parent:
+    with started(command(study, out), subprocess.DEVNULL) as parent:
         wait_for(lambda: under_way(study, out))
         workers = workers_of(parent)
         assert len(workers) == 2
@@ -142,11 +153,11 @@ def without_speed(row):
 def test_a_killed_worker_is_replaced_and_its_cell_resumes(study, whole, tmp_path):
     out = tmp_path / "out"
     line = command(study, out, "--where", "seed == 1")
-    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True) as parent:
+    with started(line, subprocess.PIPE) as parent:
         wait_for(lambda: under_way(study, out))
         (worker,) = workers_of(parent)
         os.kill(worker, signal.SIGKILL)
-        _, err = parent.communicate(timeout=120)
+        _, err = parent.communicate(timeout=300)
     record = records(study, out)[1]
     assert parent.returncode == 0
     assert f"died: {record.run.run}: worker died (exit code -9)" in err
