@@ -144,6 +144,7 @@ def model_config(
     Raises:
         UserError: for an unknown ladder, size or block, or a patch size that does not divide the input.
     """
+    _choice(block, BLOCKS, "block")
     _choice(ladder, list(LADDERS), "ladder")
     _choice(size, list(LADDERS[ladder]), "size")
     row = LADDERS[ladder][size]
