@@ -101,7 +101,8 @@ class Checkpoints:
 
     def _quarantine(self, step: int) -> None:
         path = self.folder / f"{step:08d}"
-        number = len(list(self.folder.glob(f"{path.name}.corrupt-*")))
+        taken = [int(other.name.rpartition("-")[2]) for other in self.folder.glob(f"{path.name}.corrupt-*")]
+        number = max(taken, default=-1) + 1
         os.rename(path, path.with_name(f"{path.name}.corrupt-{number}"))
 
     def _verify(self, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 Question: does the order of the four blocks, which the paper measured at XL/2 alone, hold at every size and patch size?
 Command: `dit sweep grid` on the machine that holds the encoded latents; `dit plan grid` tells the bill first.
-Cost: 48 cells of 400K steps at batch 256; 3.4e11 Gflops of training, one multiply-add a flop.
+Cost: 48 cells of 400K steps at batch 256; 3.8e11 Gflops of training, one multiply-add a flop.
 Expectation: adaLN-Zero's row is the paper's Table 4; the other blocks are unpublished except at XL/2.
 """
 

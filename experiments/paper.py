@@ -2,7 +2,7 @@
 
 Question: do the FIDs of Table 4 and of Fig. 5 come out again?
 Command: `dit sweep paper`; `dit plan paper` tells the bill first; `dit results paper` prints what was published.
-Cost: 15 runs of 400K steps at batch 256; 1.9e11 Gflops of training, one multiply-add a flop.
+Cost: 15 runs of 400K steps at batch 256; 2.1e11 Gflops of training, one multiply-add a flop.
 Expectation: Table 4 within the 1-2 % that retraining with another seed moves FID.
 """
 

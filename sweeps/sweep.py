@@ -10,7 +10,7 @@ from typing import Any
 
 from dit.config import RunArguments, RunConfig
 from dit.errors import UserError
-from dit.store import FAILED, Busy, RunStore, Study, check_study_folder, exclusive, save_study
+from dit.store import FAILED, Busy, RunStore, Study, check_study_folder, exclusive, read_json, save_study
 from sweeps.local import run_cells
 from sweeps.progress import Progress, work
 
@@ -78,13 +78,17 @@ def sweep(
 
 
 def statuses(study: Study, folder: Path) -> list[dict[str, Any]]:
-    """Each cell's planned row with its state, last step and loss, and best score so far."""
+    """Each cell's state, last step and loss, and best score so far under the first protocol that it declares for the metric."""
     rows = []
     for run in study.runs:
         record = RunStore(folder, run)
         status = record.status()
-        scores = [row["row"] for row in record.evaluations()]
-        metrics = sorted({e.metric for e in run.evaluations})
-        best = {m: min((row[m] for row in scores if row.get(m) is not None), default=None) for m in metrics}
-        rows.append({"run": run, "status": status, "best": best, "done": record.is_done(), "scores": len(scores)})
+        first = {e.metric: e.key for e in reversed(run.evaluations)}
+        best = {metric: _best(record, metric, key) for metric, key in sorted(first.items())}
+        rows.append({"run": run, "status": status, "best": best, "done": record.is_done()})
     return rows
+
+
+def _best(record: RunStore, metric: str, key: str) -> float | None:
+    paths = [record.evaluation_path(e) for e in record.run.evaluations if (e.metric, e.key) == (metric, key)]
+    return min((read_json(path)["row"][metric] for path in paths if path.exists()), default=None)
