@@ -135,7 +135,7 @@ def write_shard(path: Path, shard: Shard) -> None:
         arrays.extend(parts)
     header = {"runs": shard.runs, "signatures": shard.signatures, "counts": shard.counts, "columns": columns}
     text = json.dumps(header).encode()
-    pieces = [len(text).to_bytes(8, "little"), text, *(memoryview(np.ascontiguousarray(a)).cast("B") for a in arrays)]
+    pieces = [len(text).to_bytes(8, "little"), text, *(array.tobytes() for array in arrays)]
     check = 0
     for piece in pieces:
         check = zlib.crc32(piece, check)
