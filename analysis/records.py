@@ -15,13 +15,14 @@ import pandas as pd
 
 from analysis.cache import collected
 from analysis.frames import Frame, frame
-from dit.config import RunConfig
+from dit.config import RunConfig, digest
 from dit.errors import UserError
 from dit.rows import CELL_COLUMNS, Row, cell_row, step_columns
 from dit.store import FAILED, RunStore, load_study, read_json
 
-HASH, GROWTH = "hash", "growth"
-"""Columns of `cells` besides those of the results table: identity hash, and depth times width squared of the model."""
+HASH, RECIPE, STEPS, GROWTH = "hash", "recipe", "steps", "growth"
+"""Columns of `cells` besides those of the results table: identity hash, hash of the identity less its seed, steps asked for, and depth
+times width squared of the model."""
 PROTOCOL, FLOOR, SAMPLES = "protocol_json", "floor", "samples"
 """Columns of `scores` besides those of the results table: protocol as JSON text, floor, and name of the file of first samples."""
 LOSS_CELL = ("run", "study", "block", "size", "patch_size", "seed")
@@ -38,12 +39,18 @@ def cells(folder: Path) -> Frame:
     def read(_: str) -> list[Row]:
         study = load_study(folder)
         return [
-            {**cell_row(run, study.name), HASH: run.hash, GROWTH: run.model.depth * run.model.hidden_size**2}
+            {
+                **cell_row(run, study.name),
+                HASH: run.hash,
+                RECIPE: digest({name: value for name, value in run.identity.items() if name != "seed"}),
+                STEPS: run.steps,
+                GROWTH: run.model.depth * run.model.hidden_size**2,
+            }
             for run in study.runs
         ]
 
     table, _ = collected(folder, "cells", ["study"], lambda _: [folder / "study.json"], read)
-    return table if len(table) else frame([], [*CELL_COLUMNS, HASH, GROWTH])
+    return table if len(table) else frame([], [*CELL_COLUMNS, HASH, RECIPE, STEPS, GROWTH])
 
 
 def scores(folder: Path, runs: list[str]) -> Frame:
@@ -81,6 +88,19 @@ def scores(folder: Path, runs: list[str]) -> Frame:
     table, _ = collected(folder, "scores", runs, files, read)
     gaps = [name for name in ("protocol", PROTOCOL, FLOOR, SAMPLES) if name not in table.columns]
     return table.assign(**dict.fromkeys(gaps))
+
+
+def statuses(folder: Path, known: Frame) -> Frame:
+    """The runs in `known`, each with how far it is: `state`, `step`, `attempt`, `loss` and `reason`."""
+    config = _configs(folder)
+    columns = ("state", "step", "attempt", "loss", "reason")
+
+    def read(name: str) -> list[Row]:
+        status = RunStore(folder, config(name)[0]).status()
+        return [{column: status.get(column) for column in columns}]
+
+    table, _ = collected(folder, "runs", list(known["run"]), lambda run: [folder / "runs" / run / "status.json"], read)
+    return pd.concat([known.drop(columns=[RECIPE, GROWTH]), table], axis=1)
 
 
 def logged(folder: Path, known: Frame) -> Frame:

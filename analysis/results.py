@@ -19,6 +19,7 @@ from analysis import published, records
 from analysis.frames import Frame, frame
 from analysis.protocols import Protocol
 from analysis.query import filter_rows
+from analysis.seeds import over_seeds
 from dit import rows as columns_of
 from dit.errors import UserError
 from dit.rows import Row
@@ -32,8 +33,9 @@ class StudyResults:
     """Everything that a study has on record about its scores.
 
     `protocols` and `floors` (half of the real set scored against the other half) are by the hash in column `protocol`; `identities`
-    holds the identity hash of each run; `samples` the file of first samples by (run, step, protocol). `sizes`, `patches` and `blocks`
-    are those of the whole study, in order of growth, whatever `table` was filtered to.
+    holds the identity hash of each run, `recipes` that of its identity less the seed, which runs of one cell share; `samples` the file
+    of first samples by (run, step, protocol). `sizes` and `patches` are those of the whole study, in order of growth, whatever `table`
+    was filtered to.
     """
 
     name: str
@@ -41,6 +43,7 @@ class StudyResults:
     protocols: dict[str, Protocol]
     floors: dict[str, float]
     identities: dict[str, str]
+    recipes: dict[str, str]
     sizes: tuple[str, ...]
     patches: tuple[int, ...]
     samples: dict[tuple[str, int, str], Path] = field(default_factory=dict)
@@ -50,6 +53,10 @@ class StudyResults:
     def metrics(self) -> list[str]:
         """The columns that hold scores."""
         return [name for name in self.table.columns if name not in _FIXED]
+
+    def over_seeds(self) -> Frame:
+        """The table's scores as means over seeds, with standard deviation and count: one row for each cell, step and protocol."""
+        return over_seeds(self.table, self.metrics, self.recipes)
 
     def where(self, expression: str | None) -> StudyResults:
         """The same study, its rows filtered; a UserError if the expression is not one."""
@@ -87,6 +94,7 @@ def collect(source: str | Path) -> StudyResults:
         protocols={key: json.loads(text) for key, text in zip(protocols["protocol"], protocols[records.PROTOCOL])},
         floors=dict(zip(floors["protocol"], floors[records.FLOOR].tolist())),
         identities=dict(zip(cells["run"], cells[records.HASH])),
+        recipes=dict(zip(cells["run"], cells[records.RECIPE])),
         sizes=tuple(growth["size"].unique()),
         patches=tuple(sorted(cells["patch_size"].unique().tolist(), reverse=True)),
         samples={
@@ -133,6 +141,7 @@ def _published(source: str) -> StudyResults:
         protocols=published.protocols(),
         floors={},
         identities={},
+        recipes={},
         sizes=("S", "B", "L", "XL"),
         patches=(8, 4, 2),
     )

@@ -70,7 +70,7 @@ def test_no_match_prints_the_header_and_says_so(folder, capsys):
 def test_the_published_table_prints(capsys):
     assert main(["results", "paper", "--where", "step == 7000000", "--json"]) == 0
     table = json.loads(capsys.readouterr().out)
-    assert {row["source"].split()[-1] for row in table} == {"2", "4", "5"}
+    assert {row["citation"].split()[-1] for row in table} == {"2", "4", "5"}
     assert main(["results", "baselines"]) == 0
     assert "LDM-4-G" in capsys.readouterr().out
 
