@@ -17,6 +17,11 @@ from dit.rows import Row
 
 PAPER = "arXiv:2212.09748"
 SOURCE = "paper"
+REFERENCES = {
+    "VIRTUAL_imagenet256_labeled.npz": "ImageNet 256 training set, statistics of the ADM suite",
+    "VIRTUAL_imagenet512.npz": "ImageNet 512 training set, statistics of the ADM suite",
+}
+"""What the ADM suite calls the files with the statistics that the paper scores against."""
 BATCH_SIZE = 256
 SAMPLING_STEPS = 250
 METRICS = ("fid", "sfid", "inception_score", "precision", "recall")

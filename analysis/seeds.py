@@ -21,11 +21,12 @@ def over_seeds(table: Frame, metrics: list[str], recipes: Mapping[str, str]) -> 
     scored = table[table[metrics].notna().any(axis=1)] if metrics else table[:0]
     if scored.empty:
         return frame([], columns)
-    recipe = scored["run"].map(lambda run: recipes.get(run, run)).rename("recipe")
-    groups = scored.groupby([recipe, "step", "protocol"], sort=False, dropna=False)
+    scored = scored.assign(recipe=scored["run"].map(lambda run: recipes.get(run, run)))
+    scored = scored.drop_duplicates(["recipe", "step", "protocol", "seed"])  # a paper may print one score in two tables
+    groups = scored.groupby(["recipe", "step", "protocol"], sort=False)
     means = groups[metrics].mean()
     deviations = groups[metrics].std().add_suffix(DEVIATION)
     counts = groups.size().rename(COUNT)
-    rest = groups[[name for name in scored.columns if name not in metrics]].head(1).set_axis(means.index)
-    lead = rest.drop(columns=["step", "protocol"]).join([means, deviations, counts]).reset_index()
+    rest = groups[[name for name in scored.columns if name not in metrics]].first()
+    lead = rest.drop(columns=["recipe", "step", "protocol"]).join([means, deviations, counts]).reset_index()
     return lead[columns].astype({COUNT: "Int64"})

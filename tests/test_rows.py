@@ -43,7 +43,7 @@ def test_the_columns_are_the_documented_ones_in_order():
 
 def test_the_columns_over_seeds_are_means_with_their_spread_and_count():
     assert rows.columns_over_seeds(["fd_digits"]) == [
-        *("study", "block", "size", "patch_size", "image_size", "tokens", "params", "gflops", "batch_size"),
+        *("recipe", "study", "block", "size", "patch_size", "image_size", "tokens", "params", "gflops", "batch_size"),
         *("step", "images_seen", "train_gflops", "sampling_steps", "sampling_gflops", "cfg_scale", "num_samples"),
         *("fd_digits", "fd_digits_sd", "n", "protocol", "source", "citation"),
     ]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from analysis.frames import Frame
     from analysis.results import StudyResults
 
-_HIDDEN = ("run", "study", "image_size", "tokens", "images_seen", "batch_size", "sampling_gflops", "source")
+_HIDDEN = ("run", "recipe", "study", "image_size", "tokens", "images_seen", "batch_size", "sampling_gflops", "source")
 """Columns that a table for reading leaves out unless asked."""
 
 
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         query.require_columns(table, columns)
     elif not args.columns and style not in ("csv", "json", PARQUET):
         present = (study.table if table.empty else table).notna().any().reindex(table.columns, fill_value=True)
-        hidden = _HIDDEN if present["block"] else _HIDDEN[1:]  # where no cell says which row it is, the name does
+        hidden = _HIDDEN if present["block"] else _HIDDEN[2:]  # where no cell says which row it is, the name does
         columns = [name for name in columns if name not in hidden and present[name]]
     deliver(table.to_dict("records"), columns, style, args.out)
     _remark(study, table, args)
