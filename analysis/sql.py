@@ -49,7 +49,7 @@ def query(source: str | Path, text: str) -> tuple[list[Row], list[str]]:
                     connection.register(name, _typed(_table(source, name)))
             connection.execute("SET lock_configuration = true")
             answer = connection.execute(text)
-            columns = [column[0] for column in answer.description]
+            columns = _distinct([column[0] for column in answer.description])
             return [dict(zip(columns, map(_plain, row))) for row in answer.fetchall()], columns
         except duckdb.Error as error:
             raise UserError(_one_line(str(error))) from error
@@ -79,6 +79,15 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return float(value) if isinstance(value, Decimal) else str(value)
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Names, with a number behind each that was there before."""
+    found: list[str] = []
+    for name in names:
+        alike = sum(one == name for one in names[: len(found)])
+        found.append(f"{name}_{alike}" if alike else name)
+    return found
 
 
 def _one_line(message: str) -> str:
