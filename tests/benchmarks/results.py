@@ -130,10 +130,9 @@ def measure(folder: Path, args: argparse.Namespace) -> None:
     ) -> None:
         (table, first), (curves, second) = read()
         answers[title], third = timed(lambda: question(table, curves))
-        total = (first + second + third) * scale
-        print(
-            f"{title:<34}{first * scale:>10.2f}{second * scale:>10.2f}{third * scale:>10.2f}{total:>8.1f}", flush=True
-        )
+        total = first + second + third
+        cells = [f"{part[0] * scale:>10.2f}" for part in (first, second, third, total)]
+        print(f"{title:<34}{''.join(cells)}{total[1] * scale:>14.1f}", flush=True)
 
     def cached() -> tuple[tuple[Any, np.ndarray], tuple[Any, np.ndarray]]:
         return timed(lambda: collect(folder).table), timed(lambda: losses(folder))
