@@ -38,7 +38,7 @@ def run(*arguments):
 
 def files(folder):
     found = (path for path in folder.rglob("*") if path.name != ".lock" and "cache" not in path.relative_to(folder).parts)
-    return {path: path.stat().st_mtime_ns for path in found}
+    return {path: path.stat().st_mtime_ns if path.is_file() else None for path in found}
 
 
 @pytest.fixture
