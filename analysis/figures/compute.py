@@ -72,7 +72,7 @@ def training_compute(study: StudyResults) -> Drawing:
 
 def sampling_compute(study: StudyResults) -> Drawing:
     """Sampling compute against score, at the sampling steps on record of each cell (Fig. 10); all else in the protocol agrees."""
-    shown = scores(_with_several_sampling_steps(study), apart_from=("sampling_steps",))
+    shown = scores(with_several_sampling_steps(study), apart_from=("sampling_steps",))
     shown = shown.of(at_common_step(shown.rows))
     panels = _panels(study, shown, "sampling_gflops", "Sampling compute per image (Gflops)")
     for axes, _, points in panels.parts():
@@ -145,7 +145,7 @@ def _panels(study: StudyResults, shown: Scores, x: str, label: str) -> _Panels:
     return _Panels(figure, grid, blocks, points, x, looks_of(study))
 
 
-def _with_several_sampling_steps(study: StudyResults) -> StudyResults:
+def with_several_sampling_steps(study: StudyResults) -> StudyResults:
     """The study's rows of the runs that were scored at several numbers of sampling steps after one training step."""
     table = study.table[study.table["protocol"].notna()]
     family = protocols.families(table, study.protocols, apart_from=("sampling_steps",))
