@@ -26,40 +26,37 @@ def inflation(clusters: int, parameters: int) -> float:
 def perturbations(
     residual: np.ndarray,
     clusters: np.ndarray,
+    cells: np.ndarray,
     runs: np.ndarray,
     parameters: int,
     noise_sd: float,
     replicates: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Random residuals (replicates, n) like the fit's own (n,): clusters change sign together and none varies too little."""
+    """Random residuals (replicates, n) like the fit's own (n,): a cluster changes sign together, and no cell varies too little.
+
+    `clusters`, `cells`, `runs` (n,) number them; a cluster holds one cell or several (of different blocks), a cell holds runs.
+    """
     count = int(clusters.max()) + 1
     freedom = degrees_of_freedom(count, parameters)
     student = freedom / rng.chisquare(freedom, size=(replicates, 1))
     factor = student * inflation(count, parameters) ** 2
     signs = rng.choice([-1.0, 1.0], size=(replicates, count))
-    mean = np.bincount(clusters, residual, count) / np.bincount(clusters, minlength=count)
-    seeds = np.array([len(np.unique(runs[clusters == one])) for one in range(count)])
+    mean = np.bincount(cells, residual) / np.bincount(cells)
+    seeds = np.array([len(np.unique(runs[cells == one])) for one in range(len(mean))])
     wanted = np.maximum(factor * np.mean(mean**2), noise_sd**2 / seeds)
     missing = np.sqrt(np.maximum(wanted - factor * mean**2, 0.0))
     own = np.sqrt(factor) * signs[:, clusters] * residual
-    return own + (missing * rng.standard_normal((replicates, count)))[:, clusters]
+    return own + (missing * rng.standard_normal((replicates, len(mean))))[:, cells]
 
 
 def resample(
     problem: Problem,
     theta: np.ndarray,
-    log_score: np.ndarray,
-    clusters: np.ndarray,
-    runs: np.ndarray,
-    noise_sd: float,
-    replicates: int,
-    seed: int = 0,
+    moved: np.ndarray,
 ) -> np.ndarray:
-    """Parameters fitted to resampled scores: theta (p,), log scores (n,) -> (replicates that converged, p)."""
+    """Parameters (p,) fitted again to fitted log scores plus `moved` (replicates, n) -> (replicates that converged, p)."""
     fitted = problem.form.log_score(theta[None], problem.u, problem.group)[0][0]
-    rng = np.random.default_rng(seed)
-    moved = perturbations(log_score - fitted, clusters, runs, len(theta), noise_sd, replicates, rng)
-    weights = np.ones(len(log_score))
-    found, _, converged = minimise(problem, np.repeat(theta[None], replicates, axis=0), fitted + moved, weights)
+    weights = np.ones(moved.shape[1])
+    found, _, converged = minimise(problem, np.repeat(theta[None], len(moved), axis=0), fitted + moved, weights)
     return found[converged]

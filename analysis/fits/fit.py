@@ -161,12 +161,13 @@ def estimate_law(
     residual = target - form.log_score(best[None], problem.u)[0][0]
     cells = int(data.cells.max()) + 1
     scatter = float(np.sqrt(np.mean(residual**2))) * bootstrap.inflation(cells, form.size)
-    found = (
-        bootstrap.resample(problem, best, target, data.cells, data.runs, noise.sd, replicates, seed)
-        if replicates
-        else best[None]
-    )
-    found = found if len(found) else best[None]
+    found = best[None]
+    if replicates:
+        rng = np.random.default_rng(seed)
+        moved = bootstrap.perturbations(
+            residual, data.cells, data.cells, data.runs, form.size, noise.sd, replicates, rng
+        )
+        found = bootstrap.resample(problem, best, moved)
     return Estimate(form, data, centers, scale, best, found, max(scatter, noise.sd)), problem, residual
 
 

@@ -8,10 +8,9 @@ reweighted one (global) to Newton's (fast near the end), projected on the bounds
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
-
-from analysis.fits.laws import Form
 
 DELTA = 1e-3
 TOLERANCE = 1e-9
@@ -19,11 +18,25 @@ ITERATIONS = 120
 _MIXTURES = (1.0, 0.1, 0.01, 1e-5)  # how much curvature points beyond delta lend a step: 1 is reweighting, 0 Newton's
 
 
+class Model(Protocol):
+    """What can be fitted: log scores with derivatives, and bounds, as `laws.Form` has them."""
+
+    def log_score(
+        self, theta: np.ndarray, u: np.ndarray, group: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Log scores (b, n) and their derivatives (b, n, p)."""
+        ...
+
+    def bounds(self, groups: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper bounds (p,)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Problem:
     """What is minimised. `relative`: residuals are L / y - 1 instead of log L - log y. `delta` inf is least squares."""
 
-    form: Form
+    form: Model
     u: np.ndarray
     group: np.ndarray | None = None
     delta: float = DELTA
