@@ -7,12 +7,12 @@ N is `params` (trainable parameters, frozen position embedding excluded), D is `
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from analysis import protocols
-from analysis.fits.record import hidden
+from analysis.fits.record import HIDDEN, Record
 from analysis.frames import Frame
 from analysis.protocols import Protocol
 from analysis.results import StudyResults
@@ -29,11 +29,14 @@ CELL = ("block", "size", "patch_size", "image_size")
 
 
 @dataclass(frozen=True)
-class Observations:
-    """Scores under one protocol. `rows` is a slice of the results table with a fresh index; `protocol` lacks what `apart_from` left free."""
+class Observations(Record):
+    """Scores under one protocol, less what `apart_from` left free. `rows`: their slice of the results table, with a fresh index.
+
+    `left_out` counts the study's scores under other protocols.
+    """
 
     study: str
-    rows: Frame = hidden()
+    rows: Frame = field(**HIDDEN)
     metric: str
     label: str
     protocol: Protocol

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,8 @@ LEVEL = 0.95
 """Nominal level of every interval and band, two-sided."""
 
 
-def hidden() -> Any:
-    """A field that stays out of JSON, comparison and `repr`: working arrays."""
-    return field(repr=False, compare=False, metadata={"json": False})
+HIDDEN: dict[str, Any] = {"repr": False, "compare": False, "metadata": {"json": False}}
+"""Options of a field that stays out of JSON, comparison and `repr`: working arrays."""
 
 
 def as_json(value: Any) -> Any:
