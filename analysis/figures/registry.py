@@ -12,6 +12,7 @@ from analysis.figures.block_design import block_design, block_design_grid
 from analysis.figures.bubbles import bubbles
 from analysis.figures.compute import gflops, sampling_compute, training_compute
 from analysis.figures.drawing import Drawing, Skipped
+from analysis.figures.laws import forecast, isoflops, pareto, sampling
 from analysis.figures.loss import training_loss
 from analysis.figures.quality import metrics
 from analysis.figures.samples import blocks_by_sizes, sizes_by_patches
@@ -45,6 +46,10 @@ FIGURES: dict[str, FigureKind] = {
     "fig10": FigureKind("Sampling compute against score", sampling_compute),
     "fig12": FigureKind("Every metric on record against training compute and Gflops", metrics),
     "fig13": FigureKind("Training loss", training_loss),
+    "frontier": FigureKind("Frontier of score against training compute", pareto),
+    "isoflop": FigureKind("Score against parameters at fixed training compute", isoflops),
+    "forecast": FigureKind("The law in compute with bands, and its predictions for held-out sizes", forecast),
+    "sampling": FigureKind("What sampling steps buy, for each cell and as one law", sampling),
 }
 
 
