@@ -1,7 +1,7 @@
 """The page's charts as plain data: series of named points, drawn by `assets/report.js` with Chart.js.
 
-A point is [x, y, run, words], or [x, y] of the series' own `run`; a mean is [x, mean, sd, n]. Series of one group (a block) are shown together; the page lets the reader
-choose the group, hide series, and change an axis between linear and logarithmic.
+A point is [x, y, run, words], or [x, y] of the series' own `run`; a mean is [x, mean, sd, n]. Series of one group (a block) are
+shown together; the page lets the reader choose the group, hide series, and change an axis between linear and logarithmic.
 """
 
 from __future__ import annotations

@@ -132,12 +132,17 @@ def _laws(laws: tuple[LawFit, ...]) -> Part:
     ]
     sentences = tuple(
         f"{law.form}: {law.points} scores of {law.runs} runs of {law.cells} cells; residuals {100 * law.residual_sd:.2g} %, "
-        f"noise between trainings {100 * law.noise.relative_sd:.2g} % ({law.noise.source})."
+        f"noise between trainings: {_noise(law)}."
         for law in laws
     )
     notes = tuple(f"{law.form}: {note.text}" for law in laws for note in law.notes)
     columns = ["form", "law", "parameter", "value", "95 % interval", "said", "meaning"]
     return Part("Laws", ("The chosen form stands first.", *sentences), table(rows, columns), notes)
+
+
+def _noise(law: LawFit) -> str:
+    sd = law.noise.relative_sd
+    return law.noise.source if sd is None else f"{100 * sd:.2g} % ({law.noise.source})"
 
 
 def _validation(validation: Validation) -> Part:
@@ -206,13 +211,16 @@ def _frontier(found: Frontier) -> Part:
             "block": block_name(one.block),
             "params": one.params,
             found.metric: one.score,
-            "how sure %": 100 * one.probability,
+            "how sure %": _percent(one.probability),
             "cells compared": one.candidates,
         }
         for one in found.optimal
     ]
     on = [f"{gap.cell}" for gap in found.gaps if gap.on_frontier]
-    words = f"{len(found.points)} scores are on the frontier: no score of at most the same training compute is better. Cells on it: {', '.join(on)}."
+    words = (
+        f"{len(found.points)} scores are on the frontier: no score of at most the same training compute is better. "
+        f"Cells on it: {', '.join(on)}."
+    )
     return Part("Frontier: the best cell for each budget", (words,), table(rows, list(rows[0]) if rows else []))
 
 

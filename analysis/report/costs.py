@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from analysis.frames import Frame
@@ -25,7 +26,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Costs:
-    """A row per cell, and the totals: runs, failed ones, training compute planned and done, planned sampling compute, seconds of training."""
+    """A row per cell, and the totals: runs, training compute planned and done (Gflops), planned sampling compute, seconds of training."""
 
     table: Table
     runs: int
@@ -79,10 +80,10 @@ def costs(study: StudyResults, logged: Frame) -> Costs | None:
         runs=len(runs),
         failed=failed,
         unfinished=unfinished,
-        planned_gflops=float(runs["planned"].sum()),
-        done_gflops=float(runs["done"].sum()),
+        planned_gflops=float(sum(runs["planned"])),
+        done_gflops=float(sum(runs["done"])),
         sampling_gflops=sampling,
-        train_s=float(runs["seconds"].sum()),
+        train_s=float(np.nansum(runs["seconds"])),
     )
 
 

@@ -101,7 +101,8 @@ def _seeds(means: Frame) -> list[str]:
         return ["Every cell has one seed: differences between cells carry no uncertainty of their own."]
     spread = float((several["sd"] / several["mean"]).median())
     return [
-        f"{len(several)} of {len(means)} cells have several seeds; the median standard deviation between them is {100 * spread:.2g} % of the mean."
+        f"{len(several)} of {len(means)} cells have several seeds; the median standard deviation between them is "
+        f"{100 * spread:.2g} % of the mean."
     ]
 
 
