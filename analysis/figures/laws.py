@@ -35,7 +35,7 @@ from analysis.fits.record import Parameter
 from analysis.fits.sampling import CellSampling, SamplingLaw, sampling_law
 from analysis.fits.validation import Fold, Validation, validate
 from analysis.results import StudyResults
-from analysis.style import COLUMN_WIDTH, FAINT, INK, MUTED, Looks, block_name, darker, pt, stroke
+from analysis.style import COLUMN_WIDTH, FAINT, INK, MUTED, Look, Looks, block_name, darker, pt, stroke
 
 COMPUTE_LABEL = "Training compute (Gflops)"
 _COMPUTE_FORMS = ("power", "power+E")
@@ -203,8 +203,8 @@ def forecast(study: StudyResults) -> Drawing:
         errors = _errors(validation)
     foot(
         figure,
-        f"{block_name(block)}. Left: {law.equation}, {', '.join(_value(one) for one in law.parameters)}; dark band: of the law, light band: "
-        f"of one new run (95 %); dashed: beyond the data.{errors} {shown.foot}",
+        f"{block_name(block)}. Left: {law.equation}, {', '.join(_value(one) for one in law.parameters)}; dark band: of the law, "
+        f"light band: of one new run (95 %); dashed: beyond the data.{errors} {shown.foot}",
     )
     if named:
         label_points(figure, [(panels[1], named)], 5.5)

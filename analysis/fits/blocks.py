@@ -71,7 +71,9 @@ def compare_blocks(observations: Observations, replicates: int = REPLICATES) -> 
     reference = MAIN_BLOCK if MAIN_BLOCK in cells else max(cells, key=lambda name: len(cells[name]))
     shared = {block: cells[block] & cells[reference] for block in cells if block != reference}
     if not any(shared.values()):
-        raise NotIdentified(f"no block shares a cell (size and patch size) with {reference} at the common training step")
+        raise NotIdentified(
+            f"no block shares a cell (size and patch size) with {reference} at the common training step"
+        )
     together, common = _together(shared, cells[reference])
     law = fit_law(data.of_block(reference), "power", replicates=replicates)
     found: dict[str, np.ndarray] = {}
@@ -117,25 +119,27 @@ def _joint(
     starts = varpro.starts(form, problem.u, target, weights, groups=len(blocks))
     theta, loss, _ = minimise(problem, starts, target, weights)
     best = theta[np.argmin(loss)]
-    residual = target - form.log_score(best[None], problem.u, group)[0][0]
+    residual = target - form.log_score(best[None], problem.u, group)[0]
     moved = bootstrap.perturbations(
         residual, places, data.cells, data.runs, form.size, noise.sd, replicates, np.random.default_rng(0)
     )
     spread = form.natural(bootstrap.resample(problem, best, moved), center, scale)
     natural = form.natural(best[None], center, scale)[0]
     first = form.size
-    exponent = Parameter("a", float(natural[first - 1]), interval(spread[:, first - 1]), meaning="exponent of C, shared")
+    exponent = Parameter(
+        "a", float(natural[first - 1]), interval(spread[:, first - 1]), meaning="exponent of C, shared"
+    )
     notes = []
     if form.irreducible and best[0] <= 0:
-        notes.append(Note("at_bound", "E is at its bound 0: the shared law has no irreducible score that these data show"))
+        notes.append(
+            Note("at_bound", "E is at its bound 0: the shared law has no irreducible score that these data show")
+        )
     points = {block: float(natural[first + at]) for at, block in enumerate(blocks[1:])}
     found = {block: spread[:, first + at] for at, block in enumerate(blocks[1:])}
     return exponent, form.equation, points, found, notes
 
 
-def _log_ratios(
-    data: Observations, place: pd.Series, block: str, reference: str, shared: set
-) -> pd.DataFrame:
+def _log_ratios(data: Observations, place: pd.Series, block: str, reference: str, shared: set) -> pd.DataFrame:
     """For each shared cell, logs of score and compute of the block over the reference (seeds averaged), and seeds of either."""
     parts = []
     for name in (block, reference):

@@ -56,7 +56,7 @@ def resample(
     moved: np.ndarray,
 ) -> np.ndarray:
     """Parameters (p,) fitted again to fitted log scores plus `moved` (replicates, n) -> (replicates that converged, p)."""
-    fitted = problem.form.log_score(theta[None], problem.u, problem.group)[0][0]
+    fitted = problem.form.log_score(theta[None], problem.u, problem.group)[0]
     weights = np.ones(moved.shape[1])
     found, _, converged = minimise(problem, np.repeat(theta[None], len(moved), axis=0), fitted + moved, weights)
     return found[converged]

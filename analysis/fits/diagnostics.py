@@ -87,9 +87,7 @@ def _trend(data: Observations, residual: np.ndarray) -> list[Note]:
     found = []
     if slope.pvalue < 0.01:
         word = "rise" if slope.statistic > 0 else "fall"
-        found.append(
-            Note("trend", f"residuals {word} with training compute (rank correlation {slope.statistic:.2f})")
-        )
+        found.append(Note("trend", f"residuals {word} with training compute (rank correlation {slope.statistic:.2f})"))
     if abs(bend) > 3:
         side = "above" if bend > 0 else "below"
         found.append(

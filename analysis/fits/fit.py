@@ -24,6 +24,7 @@ LOSSES = {
     "squares": "sum of squares: of log residuals for log-linear forms, of relative residuals for additive ones",
 }
 REPLICATES = 1000
+_LOOSE = 0.95 * MAX_EXPONENT
 
 
 class NotIdentified(Exception):
@@ -63,7 +64,7 @@ class Estimate:
     def log_score(self, theta: np.ndarray, columns: Mapping[str, np.ndarray]) -> np.ndarray:
         """Log scores (b, m) at m cells for parameters (b, p)."""
         u = np.stack([np.log(np.asarray(columns[name], dtype=float)) for name in self.form.variables], axis=-1)
-        return self.form.log_score(theta, u - self.centers)[0] + np.log(self.scale)
+        return self.form.log_score(theta, u - self.centers) + np.log(self.scale)
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,7 @@ class LawFit(Record):
         bands = [tuple(float(one) for one in values) for values in (x, y, *law, *new)]
         return Curve(name, variable, self.metric, *bands, measured=(float(seen.min()), float(seen.max())))
 
-    def _bands(
-        self, columns: Mapping[str, np.ndarray], extra_sd: float
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _bands(self, columns: Mapping[str, np.ndarray], extra_sd: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Scores (m,), confidence limits (2, m) and prediction limits (2, m)."""
         estimate = self.estimate
         point = estimate.log_score(estimate.theta[None], columns)[0]
@@ -130,7 +129,11 @@ class LawFit(Record):
         sd = max(estimate.new_run_sd, extra_sd)
         draws = np.random.default_rng(1).standard_normal(laws.shape)
         ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-        return np.exp(point), np.exp(np.quantile(laws, ends, axis=0)), np.exp(np.quantile(laws + sd * draws, ends, axis=0))
+        return (
+            np.exp(point),
+            np.exp(np.quantile(laws, ends, axis=0)),
+            np.exp(np.quantile(laws + sd * draws, ends, axis=0)),
+        )
 
 
 def problem_of(form: Form, u: np.ndarray, loss: str) -> Problem:
@@ -158,7 +161,7 @@ def estimate_law(
     weights = np.ones(len(target))
     theta, value, _ = minimise(problem, varpro.starts(form, problem.u, target, weights), target, weights)
     best = theta[np.argmin(value)]
-    residual = target - form.log_score(best[None], problem.u)[0][0]
+    residual = target - form.log_score(best[None], problem.u)[0]
     cells = int(data.cells.max()) + 1
     scatter = float(np.sqrt(np.mean(residual**2))) * bootstrap.inflation(cells, form.size)
     found = best[None]
@@ -191,7 +194,7 @@ def fit_law(
         raise NotIdentified(reason)
     noise = noise_of(observations)
     estimate, problem, residual = estimate_law(data, shape, loss, replicates, noise, seed)
-    jacobian = shape.log_score(estimate.theta[None], problem.u)[1][0]
+    jacobian = shape.jacobian(estimate.theta[None], problem.u)[0]
     cells = int(data.cells.max()) + 1
     found = diagnostics.notes(shape, data, residual, jacobian)
     found += diagnostics.bootstrap_note(replicates, len(estimate.replicates)) if replicates else []
@@ -235,11 +238,15 @@ def _parameters(estimate: Estimate) -> tuple[Parameter, ...]:
         elif form.additive and at >= first + terms and theta[at - terms] <= 0:
             said = f"not identified: its amplitude {names[at - terms]} is at its bound 0"
         known = said is None
+        between = interval(spread[:, at]) if known and len(spread) > 1 else None
+        exponent = at if at >= first + terms else at + terms
+        if form.additive and between and name != "E" and np.quantile(estimate.replicates[:, exponent], 0.975) > _LOOSE:
+            said = f"hardly identified: the interval of {names[exponent]} reaches its bound {MAX_EXPONENT:g}"
         found.append(
             Parameter(
                 name=name,
                 value=float(value[at]) if known else None,
-                interval=interval(spread[:, at]) if known and len(spread) > 1 else None,
+                interval=between,
                 said=said,
                 meaning=_meaning(form, at),
             )

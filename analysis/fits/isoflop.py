@@ -199,9 +199,7 @@ def _budget(
             curve_params=tuple(float(np.exp(one)) for one in line),
             curve_scores=tuple(float(one) for one in np.exp(np.polyval(coefficients, line - center))),
             optimum_params=optimum,
-            optimum_interval=None
-            if optimum is None or not noise_sd
-            else interval(np.exp(spread[np.isfinite(spread)])),
+            optimum_interval=None if optimum is None or not noise_sd else interval(np.exp(spread[np.isfinite(spread)])),
             optimum_score=None if optimum is None or best is None else float(np.exp(np.polyval(coefficients, best))),
             rejected=rejected,
             parametric_params=parametric,

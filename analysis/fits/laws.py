@@ -62,36 +62,47 @@ class Form:
         upper[first + 2 * terms :] = 12.0
         return lower, upper
 
-    def log_score(
-        self, theta: np.ndarray, u: np.ndarray, group: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Log of the scaled score (b, n), and its derivative by theta (b, n, p)."""
+    def log_score(self, theta: np.ndarray, u: np.ndarray, group: np.ndarray | None = None) -> np.ndarray:
+        """Log of the scaled scores (b, n)."""
+        if not self.additive:
+            return theta @ self.design(u).T
+        power = self._powers(theta, u, group)[1]
+        return np.log(self._value(theta, power))
+
+    def jacobian(self, theta: np.ndarray, u: np.ndarray, group: np.ndarray | None = None) -> np.ndarray:
+        """Derivative (b, n, p) of `log_score` by theta."""
         if not self.additive:
             design = self.design(u)
-            return theta @ design.T, np.broadcast_to(design, (len(theta), *design.shape))
+            return np.broadcast_to(design, (len(theta), *design.shape))
         terms, first = len(self.variables), int(self.irreducible)
-        amplitude = theta[:, None, first : first + terms]
-        exponent = theta[:, None, first + terms : first + 2 * terms]
-        at = np.broadcast_to(u, (len(theta), *u.shape))
-        groups = theta.shape[1] - first - 2 * terms
-        if groups:
-            assert group is not None
-            shift = np.concatenate([np.zeros((len(theta), 1)), theta[:, first + 2 * terms :]], axis=1)[:, group]
-            at = np.concatenate([(at[..., 0] - shift)[..., None], at[..., 1:]], axis=-1)
-        power = np.exp(-exponent * at)
-        value = (amplitude * power).sum(-1)
-        if self.irreducible:
-            value = value + theta[:, :1]
-        value = np.maximum(value, 1e-300)
+        at, power = self._powers(theta, u, group)
+        share = power / self._value(theta, power)[..., None]
+        slope = -theta[:, None, first : first + terms] * share
         jacobian = np.empty((len(theta), len(u), theta.shape[1]))
         if first:
-            jacobian[..., 0] = 1 / value
-        jacobian[..., first : first + terms] = power / value[..., None]
-        slope = -amplitude * power / value[..., None]
+            jacobian[..., 0] = 1 / self._value(theta, power)
+        jacobian[..., first : first + terms] = share
         jacobian[..., first + terms : first + 2 * terms] = slope * at
-        for one in range(groups):
-            jacobian[..., first + 2 * terms + one] = -slope[..., 0] * exponent[..., 0] * (group == one + 1)
-        return np.log(value), jacobian
+        exponent = theta[:, first + terms : first + terms + 1]
+        for place in range(first + 2 * terms, theta.shape[1]):
+            jacobian[..., place] = -slope[..., 0] * exponent * (group == place - first - 2 * terms + 1)
+        return jacobian
+
+    def _powers(self, theta: np.ndarray, u: np.ndarray, group: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Centred log variables, shifted by the blocks' multipliers, and v_j^-a_j; (b or 1, n, k) and (b, n, k)."""
+        terms, first = len(self.variables), int(self.irreducible)
+        at = u[None]
+        if theta.shape[1] > first + 2 * terms:
+            assert group is not None
+            shift = np.concatenate([np.zeros((len(theta), 1)), theta[:, first + 2 * terms :]], axis=1)[:, group]
+            at = np.repeat(at, len(theta), axis=0)
+            at[..., 0] -= shift
+        return at, np.exp(-theta[:, None, first + terms : first + 2 * terms] * at)
+
+    def _value(self, theta: np.ndarray, power: np.ndarray) -> np.ndarray:
+        terms, first = len(self.variables), int(self.irreducible)
+        value = np.einsum("bnk,bk->bn", power, theta[:, first : first + terms])
+        return np.maximum(value + theta[:, :1] if first else value, 1e-300)
 
     def design(self, u: np.ndarray) -> np.ndarray:
         """Design matrix (n, p) of a log-linear form."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -58,12 +59,12 @@ class Observations(Record):
         """A column of names, n strings."""
         return self.rows[name].astype(str).to_numpy(dtype=object)
 
-    @property
+    @cached_property
     def cells(self) -> np.ndarray:
         """Number of the cell (block, size, patch size, image size) of each row: seeds and steps of one cell share it."""
         return self.rows.groupby(list(CELL), dropna=False, sort=False).ngroup().to_numpy()
 
-    @property
+    @cached_property
     def runs(self) -> np.ndarray:
         """Number of the run (cell and seed) of each row: the points of one training curve share it."""
         return self.rows.groupby(["run"], sort=False).ngroup().to_numpy()

@@ -21,10 +21,12 @@ _MIXTURES = (1.0, 0.1, 0.01, 1e-5)  # how much curvature points beyond delta len
 class Model(Protocol):
     """What can be fitted: log scores with derivatives, and bounds, as `laws.Form` has them."""
 
-    def log_score(
-        self, theta: np.ndarray, u: np.ndarray, group: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Log scores (b, n) and their derivatives (b, n, p)."""
+    def log_score(self, theta: np.ndarray, u: np.ndarray, group: np.ndarray | None = None) -> np.ndarray:
+        """Log scores (b, n)."""
+        ...
+
+    def jacobian(self, theta: np.ndarray, u: np.ndarray, group: np.ndarray | None = None) -> np.ndarray:
+        """Their derivatives (b, n, p)."""
         ...
 
     def bounds(self, groups: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -43,18 +45,19 @@ class Problem:
     relative: bool = False
     groups: int = 1
 
-    def residuals(self, theta: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Residuals (b, n) and their derivatives (b, n, p) for targets (b, n) of log scores."""
-        value, jacobian = self.form.log_score(theta, self.u, self.group)
-        residual = value - target
-        if not self.relative:
-            return residual, jacobian
-        ratio = np.exp(np.minimum(residual, 50.0))
-        return ratio - 1, ratio[..., None] * jacobian
+    def residuals(self, theta: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Residuals (b, n) for targets (b, n) of log scores."""
+        residual = self.form.log_score(theta, self.u, self.group) - target
+        return np.expm1(np.minimum(residual, 50.0)) if self.relative else residual
+
+    def derivatives(self, theta: np.ndarray, residual: np.ndarray) -> np.ndarray:
+        """Their derivatives (b, n, p)."""
+        jacobian = self.form.jacobian(theta, self.u, self.group)
+        return (residual + 1)[..., None] * jacobian if self.relative else jacobian
 
     def loss(self, theta: np.ndarray, target: np.ndarray, weights: np.ndarray, delta: float) -> np.ndarray:
         """Loss of each row of theta."""
-        size = np.abs(self.residuals(theta, target)[0])
+        size = np.abs(self.residuals(theta, target))
         inside = np.minimum(size, delta)
         return (weights * inside * (size - 0.5 * inside)).sum(-1)
 
@@ -117,7 +120,8 @@ def _steps(
     upper: np.ndarray,
 ) -> list[np.ndarray]:
     """Steps (b, p) from the reweighted to Newton's, zero in directions that a bound blocks."""
-    residual, jacobian = problem.residuals(theta, target)
+    residual = problem.residuals(theta, target)
+    jacobian = problem.derivatives(theta, residual)
     reweighted = weights * np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300))
     gradient = np.einsum("bnp,bn->bp", jacobian, reweighted * residual)
     blocked = ((theta <= lower) & (gradient > 0)) | ((theta >= upper) & (gradient < 0))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from analysis.fits import bootstrap
 from analysis.fits.fit import REPLICATES, NotIdentified
@@ -90,18 +91,19 @@ class SamplingModel:
 
     cells: int
 
-    def log_score(
-        self, theta: np.ndarray, u: np.ndarray, group: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Log scores (b, n) at centred log sampling steps u (n, 1), and derivatives (b, n, cells + 2)."""
-        assert group is not None
+    def log_score(self, theta: np.ndarray, u: np.ndarray, group: np.ndarray | None = None) -> np.ndarray:
+        """Log scores (b, n) at centred log sampling steps u (n, 1)."""
+        return theta[:, group] + np.log1p(theta[:, -2:-1] * np.exp(-theta[:, -1:] * u[:, 0]))
+
+    def jacobian(self, theta: np.ndarray, u: np.ndarray, group: np.ndarray | None = None) -> np.ndarray:
+        """Their derivatives (b, n, cells + 2)."""
         power = np.exp(-theta[:, -1:] * u[:, 0])
         excess = theta[:, -2:-1] * power
         jacobian = np.zeros((len(theta), len(u), self.cells + 2))
         jacobian[:, np.arange(len(u)), group] = 1.0
         jacobian[..., -2] = power / (1 + excess)
         jacobian[..., -1] = -excess * u[:, 0] / (1 + excess)
-        return theta[:, group] + np.log1p(excess), jacobian
+        return jacobian
 
     def bounds(self, groups: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """K >= 0 and 0.05 <= k <= 6."""
@@ -174,13 +176,9 @@ def _rows(observations: Observations) -> Observations:
         cell_means(observations.at(observations.rows.index.isin(part.index))).rows
         for _, part in rows.groupby("sampling_steps")
     ]
-    import pandas as pd
-
     merged = pd.concat(parts).sort_values([*keys[:1], "params", "patch_size", "sampling_steps"], kind="stable")
     full = observations.at(np.zeros(len(observations), dtype=bool))
-    return type(full)(
-        full.study, merged.reset_index(drop=True), full.metric, full.label, full.protocol, full.left_out
-    )
+    return type(full)(full.study, merged.reset_index(drop=True), full.metric, full.label, full.protocol, full.left_out)
 
 
 def _fit(
@@ -190,7 +188,7 @@ def _fit(
     problem = Problem(model, u[:, None], group=group)
     theta, loss, _ = minimise(problem, model.starts(problem.u, target, group), target, np.ones(len(target)))
     best = theta[np.argmin(loss)]
-    residual = target - model.log_score(best[None], problem.u, group)[0][0]
+    residual = target - model.log_score(best[None], problem.u, group)[0]
     points = np.arange(len(target))
     moved = bootstrap.perturbations(
         residual, points, points, points, model.cells + 2, noise_sd, replicates, np.random.default_rng(0)
@@ -234,7 +232,9 @@ def _curve(
     ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     new = laws + noise_sd * np.random.default_rng(1).standard_normal(laws.shape)
     bands = (x, at(theta[None])[0], *np.quantile(laws, ends, axis=0), *np.quantile(new, ends, axis=0))
-    lines = [tuple(float(one) for one in (bands[0] if place == 0 else np.exp(line))) for place, line in enumerate(bands)]
+    lines = [
+        tuple(float(one) for one in (bands[0] if place == 0 else np.exp(line))) for place, line in enumerate(bands)
+    ]
     return Curve(name, x_name, y_name, *lines, measured=(float(x[0]), float(x[-1])))
 
 
@@ -277,15 +277,11 @@ def _cell(
             "base", float(np.exp(theta[place])), interval(np.exp(spread[:, place])), None, "score, unlimited steps"
         ),
         own_exponent=own,
-        curve=_curve(
-            name, "sampling_gflops", data.metric, x * per_step[0], x, theta, spread, place, center, noise_sd
-        ),
+        curve=_curve(name, "sampling_gflops", data.metric, x * per_step[0], x, theta, spread, place, center, noise_sd),
     )
 
 
-def _buy_back(
-    cells: tuple[CellSampling, ...], theta: np.ndarray, spread: np.ndarray, center: float
-) -> list[BuyBack]:
+def _buy_back(cells: tuple[CellSampling, ...], theta: np.ndarray, spread: np.ndarray, center: float) -> list[BuyBack]:
     """Every pair of cells of one block with the same patch size, the smaller first."""
     found = []
     order = sorted(range(len(cells)), key=lambda at: cells[at].gflops)

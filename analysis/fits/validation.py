@@ -163,7 +163,7 @@ def _errors(estimate: Estimate, loss: str, masks: list[np.ndarray]) -> np.ndarra
     target = np.log(data.score) - np.log(estimate.scale)
     start = np.repeat(estimate.theta[None], len(masks), axis=0)
     theta = minimise(problem_of(form, u, loss), start, target, np.stack(masks).astype(float))[0]
-    predicted = form.log_score(theta, u)[0]
+    predicted = form.log_score(theta, u)
     last = data.rows["step"].to_numpy() == data.at_common_step().rows["step"].iloc[0]
     return np.concatenate([np.expm1((line - target)[~mask & last]) for line, mask in zip(predicted, masks)])
 
