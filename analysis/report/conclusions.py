@@ -48,7 +48,7 @@ def fits(study: StudyResults) -> Fits:
     except UserError as reason:
         return Fits((), (), (("fits", str(reason)),), ())
     parts = [
-        *([_laws(found.laws)] if found.laws else []),
+        *([_laws(found.laws), _parameters(found.laws[0])] if found.laws else []),
         _validation(found.validation),
         *_made(found.correlations, _correlations),
         *_made(found.blocks, _blocks),
@@ -77,7 +77,7 @@ def _words(found: Conclusions) -> tuple[str, ...]:
     """The conclusions in one sentence each, for the summary."""
     words = []
     if not isinstance(found.correlations, Refusal):
-        words.append(found.correlations.said)
+        words.append(f"Gflops or parameters ({block_name(found.correlations.block)}): {found.correlations.said}.")
     if found.laws:
         law = found.laws[0]
         held_out = next((one for one in found.validation.forms if one.form == law.form), None)
@@ -87,7 +87,13 @@ def _words(found: Conclusions) -> tuple[str, ...]:
     if not isinstance(found.blocks, Refusal):
         words += [_multiplier_words(found.blocks)]
     if not isinstance(found.sampling, Refusal):
-        words += [one.said for one in found.sampling.buy_back[:1]]
+        pairs = found.sampling.buy_back
+        possible = sum(one.possible for one in pairs)
+        words += (
+            [f"Sampling compute buys back the smaller model in {possible} of {len(pairs)} pairs of cells."]
+            if pairs
+            else []
+        )
     return tuple(words)
 
 
@@ -117,27 +123,42 @@ def _between(one: Interval | None) -> str | None:
 
 
 def _laws(laws: tuple[LawFit, ...]) -> Part:
+    """Every form with its data and residuals; the chosen one, which stands first, is told in words."""
     rows = [
         {
             "form": law.form,
             "law": law.equation,
-            "parameter": parameter.name,
-            "value": parameter.value,
-            "95 % interval": _between(parameter.interval),
-            "said": parameter.said,
-            "meaning": parameter.meaning,
+            "scores": law.points,
+            "runs": law.runs,
+            "cells": law.cells,
+            "residuals %": 100 * law.residual_sd,
+            "parameters": "; ".join(_parameter(one) for one in law.parameters),
         }
         for law in laws
-        for parameter in law.parameters
     ]
-    sentences = tuple(
-        f"{law.form}: {law.points} scores of {law.runs} runs of {law.cells} cells; residuals {100 * law.residual_sd:.2g} %, "
-        f"noise between trainings: {_noise(law)}."
-        for law in laws
+    chosen = laws[0]
+    told = (
+        f"Chosen: {chosen.form}, {chosen.equation}, with {_values(chosen)}. Noise between trainings: {_noise(chosen)}."
     )
     notes = tuple(f"{law.form}: {note.text}" for law in laws for note in law.notes)
-    columns = ["form", "law", "parameter", "value", "95 % interval", "said", "meaning"]
-    return Part("Laws", ("The chosen form stands first.", *sentences), table(rows, columns), notes)
+    return Part("Laws", (told,), table(rows, list(rows[0])), notes)
+
+
+def _parameters(law: LawFit) -> Part:
+    """The chosen law's parameters with their meaning."""
+    rows = [
+        {
+            "parameter": one.name,
+            "value": one.value,
+            "95 % interval": _between(one.interval),
+            "meaning": one.meaning,
+            "said": one.said,
+        }
+        for one in law.parameters
+    ]
+    return Part(
+        f"Parameters of {law.form}", (), table(rows, ["parameter", "value", "95 % interval", "meaning", "said"])
+    )
 
 
 def _noise(law: LawFit) -> str:
@@ -148,7 +169,7 @@ def _noise(law: LawFit) -> str:
 def _validation(validation: Validation) -> Part:
     rows = [
         {
-            "form": one.form,
+            "form": f"{one.form} (chosen)" if one.form == validation.chosen else one.form,
             "law": one.equation,
             "median error %": _percent(one.median_error),
             "largest error %": _percent(one.max_error),
@@ -216,7 +237,7 @@ def _frontier(found: Frontier) -> Part:
         }
         for one in found.optimal
     ]
-    on = [f"{gap.cell}" for gap in found.gaps if gap.on_frontier]
+    on = [f"{block_name(gap.block)} {gap.cell}" for gap in found.gaps if gap.on_frontier]
     words = (
         f"{len(found.points)} scores are on the frontier: no score of at most the same training compute is better. "
         f"Cells on it: {', '.join(on)}."

@@ -10,6 +10,9 @@ import re
 from importlib import resources
 from pathlib import Path
 
+import jinja2
+from markupsafe import Markup, escape
+
 from analysis.figures.drawing import Scores, Skipped, scores
 from analysis.frames import frame
 from analysis.report.charts import charts
@@ -28,7 +31,7 @@ def write_report(study: StudyResults, path: Path) -> Path:
     """Write the page of a study to `path`, whole or not at all.
 
     Raises:
-        UserError: if Jinja is not installed, `path` is a folder, or two protocols have equal claims to be the main one.
+        UserError: if `path` is a folder, or two protocols have equal claims to be the main one.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: expected a file for the report, like {path / 'report.html'}")
@@ -46,11 +49,6 @@ def render(study: StudyResults) -> str:
     Raises:
         UserError: as `write_report` does.
     """
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ImportError as error:
-        raise UserError("the report needs Jinja2: install it with `pip install 'dit-scaling[report]'`") from error
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("analysis.report"),
         autoescape=True,
@@ -58,6 +56,7 @@ def render(study: StudyResults) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["formula"] = _formula
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     shown = _scores(study)
     logged = frame([], ["run", "step", "loss"]) if study.folder is None else losses(study.folder)
@@ -100,6 +99,12 @@ def _scores(study: StudyResults) -> Scores | None:
 
 def _asset(name: str) -> str:
     return (resources.files("analysis.report") / "assets" / name).read_text(encoding="utf8")
+
+
+def _formula(text: str) -> Markup:
+    """A formula in plain text with its exponents raised and its indices lowered."""
+    raised = re.sub(r"\^(-?\w+)", lambda found: f"<sup>{found[1].replace('-', '−')}</sup>", str(escape(text)))
+    return Markup(re.sub(r"_(\w+)", r"<sub>\1</sub>", raised))
 
 
 def _policy(script: str) -> str:

@@ -53,12 +53,13 @@ function activate(box) {
 }
 
 const digits = new Intl.NumberFormat("en", { maximumSignificantDigits: 4 });
+const compact = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
 const powers = "⁰¹²³⁴⁵⁶⁷⁸⁹";
 const power = (exponent) => "10" + String(exponent).replace("-", "⁻").replace(/\d/g, (digit) => powers[digit]);
 const number = (x) => (x !== 0 && (Math.abs(x) >= 1e6 || Math.abs(x) < 1e-3) ? x.toExponential(3).replace("e+", "e") : digits.format(x));
 
 function tick(x, index, ticks) {
-  if (this.type !== "logarithmic") return number(x);
+  if (this.type !== "logarithmic") return Math.abs(x) >= 1e4 ? compact.format(x) : number(x);
   if (x <= 0) return "";
   const exponent = Math.floor(Math.log10(x) + 1e-9);
   const lead = Math.round(x / 10 ** exponent);
