@@ -89,7 +89,7 @@ def written(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     if isinstance(value, float):
-        if value == 0 or not 1e-4 <= abs(value) < 1e6:
+        if not 1e-4 <= abs(value) < 1e6:
             return f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
         return f"{value:,.0f}" if abs(value) >= 1e3 else f"{value:.4g}"
     return str(value)
