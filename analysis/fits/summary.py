@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
+from analysis.advise import Advice
 from analysis.fits.blocks import BlockComparison
 from analysis.fits.conclusions import Conclusions
 from analysis.fits.correlation import Correlations
@@ -194,3 +195,38 @@ def _sampling(found: SamplingLaw | Refusal) -> str:
     lines += [table(cells, ["cell", f"steps:{found.metric}", "base", "95 %"])]
     lines += [one.said for one in found.buy_back]
     return "\n".join([*lines, *([_notes(found.notes)] if found.notes else [])])
+
+
+def advice_text(found: Advice, top: int) -> str:
+    """What to drop and what to train next."""
+    above = [
+        [one.cell, f"{one.ratio:.3f}", str(one.interval), "measured" if one.measured else "forecast", one.said]
+        for one in (*found.hopeless, *found.undecided)
+    ]
+    heads = ["cell", "times the frontier", "95 %", "", ""]
+    count = len(found.hopeless)
+    lines = [
+        _section("Cannot reach the frontier", table(above[:count], heads) if count else "none beyond its interval"),
+        _section("Above the frontier, not beyond the interval", table(above[count:], heads) if above[count:] else ""),
+    ]
+    rows = [
+        [
+            str(place),
+            one.kind,
+            one.cell,
+            f"{one.step:,}",
+            f"{one.cost_gflops:.3e}",
+            f"{one.sd_before:.2%} -> {one.sd_after:.2%}",
+            f"{one.reduction_per_gflop:.2e}",
+        ]
+        for place, one in enumerate(found.candidates[:top], 1)
+    ]
+    heads = ["", "run", "cell", "step", "cost (Gflops)", "sd of the forecast", "variance off per Gflop"]
+    body = table(rows, heads) if rows else "no candidate"
+    lines.append(_section(f"Next run for the forecast of {found.target}, form {found.form}", body))
+    if found.largest is not None:
+        lines.append(
+            f"most off at any cost: {found.largest.kind} {found.largest.cell} (to {found.largest.sd_after:.2%})"
+        )
+    lines += [f"form: {found.form_reason}", _notes(found.notes)]
+    return "\n\n".join(line for line in lines if line)
