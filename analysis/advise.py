@@ -1,8 +1,8 @@
 """Advice on what to train next: cells that cannot reach the frontier, and the run that narrows a forecast most per unit of compute.
 
-The next run is an optimal design: with J the derivatives of log scores by the parameters and V their covariance (what the law misses in a cell,
-shared by its runs; retraining noise, shared by the scores of a run; resampling noise), the forecast's variance at the target is
-g' (J' V^-1 J)^-1 g. Each candidate adds its rows; what it takes off the variance is divided by its training Gflops (one multiply-add is
+The next run is an optimal design: with J the derivatives of log scores by the parameters and V their covariance (what the law misses in
+a cell, shared by its runs; retraining noise, shared by the scores of a run; resampling noise), the forecast's variance at the target
+is g' (J' V^-1 J)^-1 g. Each candidate adds its rows; what it takes off the variance is divided by its training Gflops (one multiply-add is
 one flop; drawing samples for its scores not counted). Parameters at a bound are held. Atkinson, Donev & Tobias 2007 (c-optimality).
 """
 
@@ -18,7 +18,7 @@ from analysis.fits.laws import FORMS
 from analysis.fits.noise import RETRAINING_OVER_RESAMPLING
 from analysis.fits.observations import VARIABLES, Observations, main_block, observe
 from analysis.fits.record import Interval, Note, Record
-from analysis.fits.validation import validate
+from analysis.fits.validation import Validation, validate
 from analysis.results import StudyResults
 from analysis.targets import Target, of_cell, planned_targets, select
 from dit.errors import UserError
@@ -83,7 +83,7 @@ def advise(study: StudyResults, target: str | None = None, loss: str = "huber") 
     observations = observe(study)
     targets = planned_targets(study, observations)
     aim = _aim(observations, targets, target)
-    laws: dict[str, tuple[LawFit, str]] = {}
+    laws: dict[str, tuple[LawFit, Validation]] = {}
     for block, ours in observations.by_block():
         try:
             laws[block] = _law(ours, loss)
@@ -92,22 +92,26 @@ def advise(study: StudyResults, target: str | None = None, loss: str = "huber") 
                 raise UserError(f"no law for block {block}, so no advice for {aim.name}: {reason}") from reason
     if aim.cell[0] not in laws:
         raise UserError(f"no score of block '{aim.cell[0]}' yet: nothing to advise from")
-    law, reason = laws[aim.cell[0]]
+    law, validation = laws[aim.cell[0]]
     edge = frontier(observations)
-    found = _above(observations, targets, {block: one for block, (one, _) in laws.items()}, edge)
+    found = _above(observations, targets, laws, edge)
     design = _Design(law, aim, observations.of_block(aim.cell[0]))
     candidates = sorted(
         _candidates(design, [one for one in targets if one.cell[0] == aim.cell[0]]),
         key=lambda one: -one.reduction_per_gflop,
     )
     notes = list(law.notes)
+    if _scored(observations, aim, design.step):
+        notes.append(
+            Note("target", f"{aim.name} has its score already: the law there can still be narrowed, the score is known")
+        )
     if law.noise.relative_sd is None:
         notes.append(Note("noise", f"a second seed cannot be valued: noise {law.noise.source}"))
     return Advice(
         study=study.name,
         target=f"{aim.name} at step {design.step}",
         form=law.form,
-        form_reason=reason,
+        form_reason=validation.reason,
         hopeless=tuple(one for one in found if one.interval.low > 1),
         undecided=tuple(one for one in found if one.interval.low <= 1 < one.ratio),
         candidates=tuple(candidates),
@@ -117,7 +121,7 @@ def advise(study: StudyResults, target: str | None = None, loss: str = "huber") 
 
 
 def _aim(observations: Observations, targets: list[Target], target: str | None) -> Target:
-    """The cell whose forecast is to be narrowed."""
+    """The cell whose forecast is to be narrowed: unless told, one of the main block without its last score, the study's own first."""
     if target is not None:
         chosen = select(targets, target)
         ours = [one for one in chosen if one.cell[0] == main_block(observations)]
@@ -133,21 +137,21 @@ def _scored(observations: Observations, target: Target, step: int) -> bool:
     return bool((rows["step"] == step).any())
 
 
-def _law(observations: Observations, loss: str) -> tuple[LawFit, str]:
+def _law(observations: Observations, loss: str) -> tuple[LawFit, Validation]:
     """The validated form fitted, else the first form that can be."""
     validation = validate(observations, loss=loss)
     names = [validation.chosen] if validation.chosen else ["surface+images", "surface", "power"]
     reason = NotIdentified("no form")
     for name in names:
         try:
-            return fit_law(observations, name, loss=loss), validation.reason
+            return fit_law(observations, name, loss=loss), validation
         except NotIdentified as error:
             reason = error
     raise reason
 
 
 def _above(
-    observations: Observations, targets: list[Target], laws: dict[str, LawFit], edge: Frontier
+    observations: Observations, targets: list[Target], laws: dict[str, tuple[LawFit, Validation]], edge: Frontier
 ) -> list[Hopeless]:
     """Cells above the frontier where they come closest: measured, or forecast for what they have still to train."""
     found = []
@@ -158,10 +162,11 @@ def _above(
         if target.cell in seen or target.status == "not in the study":
             continue
         seen.add(target.cell)
-        gap, law = gaps.get((block, size, patch)), laws.get(block)
+        gap = gaps.get((block, size, patch))
         if gap is not None and gap.on_frontier:
             continue
-        ahead = _forecast_ratio(target, law, edge, observations)
+        law, validation = laws.get(block, (None, None))
+        ahead = _forecast_ratio(target, law, validation, edge, observations)
         if gap is None and ahead is None:
             continue
         if gap is not None and (ahead is None or ahead[0] >= gap.ratio):
@@ -179,11 +184,11 @@ def _above(
 
 
 def _forecast_ratio(
-    target: Target, law: LawFit | None, edge: Frontier, observations: Observations
+    target: Target, law: LawFit | None, validation: Validation | None, edge: Frontier, observations: Observations
 ) -> tuple[float, Interval, float] | None:
     """Forecast / frontier score at the cell's planned end, with prediction interval; None where it is measured or no law reaches it."""
     step = target.steps[-1]
-    if law is None or _scored(observations, target, step):
+    if law is None or validation is None or _scored(observations, target, step):
         return None
     if FORMS[law.form].steps == "common" and step != int(law.estimate.data.rows["step"].iloc[0]):
         return None
@@ -191,7 +196,8 @@ def _forecast_ratio(
     best = edge.at(row["train_gflops"])
     if best is None:
         return None
-    one = law.predict({name: np.array([float(row[name])]) for name in VARIABLES})[0]
+    columns = {name: np.array([float(row[name])]) for name in VARIABLES}
+    one = law.predict(columns, validation.of(law.form).rms_error or 0.0)[0]
     between = Interval(one.prediction.low / best.score, one.prediction.high / best.score)
     return one.score / best.score, between, float(row["train_gflops"])
 

@@ -1,8 +1,8 @@
 """Forecasts that are frozen before a cell is trained, and scored afterwards.
 
-A forecast is a JSON file `DIR/forecasts/<date>-<target>-<hash>.json`: dated, with the scores it was made from and their hash, the form, intervals
-and the form's forward-validation error. The file's own hash is in it and in its name, so that a changed file is found out; publish the
-hash to prove the date to others. The prediction interval is at least as wide as the form's forward error.
+A forecast is a JSON file `DIR/forecasts/<date>-<target>-<hash>.json`: dated, with the scores it was made from and their hash, the
+form, intervals and the form's forward-validation error. The file's own hash is in it and in its name, so that a changed file is
+found out; publish the hash to prove the date to others. The prediction interval is at least as wide as the form's forward error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from analysis.fits.diagnostics import MAX_DECADES
 from analysis.fits.fit import LawFit, NotIdentified, Prediction, fit_law
 from analysis.fits.laws import FORMS
 from analysis.fits.observations import VARIABLES, Observations, observe
-from analysis.fits.record import Interval, Note, Parameter, Record, as_json
+from analysis.fits.record import Interval, Note, Parameter, Record
 from analysis.fits.validation import Validation, validate
 from analysis.provenance import figure_rows, rows_digest
 from analysis.results import StudyResults
@@ -219,15 +219,15 @@ def save(forecast: Forecast, folder: Path) -> Path:
 
 def _refuse_scored(observations: Observations, places: list[tuple[Target, int]], every: bool = False) -> None:
     """Refuse cells that have their score at a step; with `every`, only cells that have all of theirs."""
-    scored: dict[tuple, list[float]] = {}
+    scored: dict[tuple, dict[int, float]] = {}
     for one, step in places:
         rows = observations.rows[of_cell(observations, one.cell)]
-        scored.setdefault(one.cell, []).append(rows.loc[rows["step"] == step, observations.metric].mean())
+        scored.setdefault(one.cell, {})[step] = rows.loc[rows["step"] == step, observations.metric].mean()
     for one, step in places:
-        values = scored[one.cell]
-        if not np.isnan(values).all() and not (every and np.isnan(values).any()):
+        values, known = scored[one.cell], np.isfinite(list(scored[one.cell].values()))
+        if np.isfinite(values[step]) and (known.all() or not every):
             raise UserError(
-                f"{one.name} already has {observations.metric} {np.nanmin(values):.4g} at step {step}: a forecast is frozen "
+                f"{one.name} already has {observations.metric} {values[step]:.4g} at step {step}: a forecast is frozen "
                 "before the score is known; --retrospective makes one that says it was not"
             )
 
@@ -376,50 +376,3 @@ def _measured(study: StudyResults, cell: dict[str, Any], metric: str, protocol: 
         mask &= table[name] == cell[name]
     values = table.loc[mask.fillna(False).astype(bool), metric].to_numpy(dtype=float)
     return float(np.exp(np.log(values).mean())) if len(values) else None
-
-
-def as_rows(forecast: Forecast) -> list[Row]:
-    """The forecast's cells as rows of a table for reading."""
-    errors = {law.block: law for law in forecast.laws}
-    return [
-        {
-            "cell": one.cell,
-            "step": one.step,
-            "train_gflops": one.train_gflops,
-            forecast.metric: one.score,
-            "prediction_95": "-" if one.prediction is None else str(one.prediction),
-            "law_95": "-" if one.confidence is None else str(one.confidence),
-            "form": errors[one.block].form if one.block in errors else None,
-            "forward_error": _shown(errors[one.block].median_error) if one.block in errors else "-",
-            "said": one.said,
-        }
-        for one in forecast.cells
-    ]
-
-
-def _shown(error: float | None) -> str:
-    return "unknown" if error is None else f"{error:.1%}"
-
-
-def scored_rows(scored: list[ScoredForecast]) -> list[Row]:
-    """Scored cells as rows of a table for reading."""
-    return [
-        {
-            "frozen": one.created[:10] + (" (retrospective)" if one.retrospective else ""),
-            "cell": cell.cell,
-            "step": cell.step,
-            "forecast": cell.forecast,
-            "measured": cell.measured,
-            "error": f"{cell.error:+.1%}",
-            "prediction_95": str(cell.prediction),
-            "inside": "yes" if cell.inside else "no",
-            "forward_error": _shown(one.validation_error),
-        }
-        for one in scored
-        for cell in one.cells
-    ]
-
-
-def scored_json(scored: list[ScoredForecast]) -> Any:
-    """Scored forecasts as JSON."""
-    return as_json(scored)

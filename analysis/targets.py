@@ -22,7 +22,7 @@ from dit.store import PLANNED, RunStore, load_study
 
 @dataclass(frozen=True)
 class Target:
-    """A cell at a training step: `row` holds the columns of a plan; `status` "planned", "running", "done", "failed" or "not in the study"."""
+    """A cell with the steps at which it is scored. `row`: the columns of a plan; `status`: that of its run, or "not in the study"."""
 
     row: Row
     status: str

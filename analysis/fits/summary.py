@@ -16,6 +16,8 @@ from analysis.fits.isoflop import IsoFlop
 from analysis.fits.record import Note, Parameter
 from analysis.fits.sampling import SamplingLaw
 from analysis.fits.validation import Validation
+from analysis.forecast import Forecast, ScoredForecast
+from dit.rows import Row
 
 
 def text(found: Conclusions) -> str:
@@ -230,3 +232,45 @@ def advice_text(found: Advice, top: int) -> str:
         )
     lines += [f"form: {found.form_reason}", _notes(found.notes)]
     return "\n\n".join(line for line in lines if line)
+
+
+def forecast_rows(forecast: Forecast) -> list[Row]:
+    """The forecast's cells as rows of a table for reading."""
+    errors = {law.block: law for law in forecast.laws}
+    return [
+        {
+            "cell": one.cell,
+            "step": one.step,
+            "train_gflops": one.train_gflops,
+            forecast.metric: one.score,
+            "prediction_95": "-" if one.prediction is None else str(one.prediction),
+            "law_95": "-" if one.confidence is None else str(one.confidence),
+            "form": errors[one.block].form if one.block in errors else None,
+            "forward_error": _error(errors[one.block].median_error) if one.block in errors else "-",
+            "said": one.said,
+        }
+        for one in forecast.cells
+    ]
+
+
+def _error(error: float | None) -> str:
+    return "unknown" if error is None else f"{error:.1%}"
+
+
+def scored_rows(scored: list[ScoredForecast]) -> list[Row]:
+    """Scored cells as rows of a table for reading."""
+    return [
+        {
+            "frozen": one.created[:10] + (" (retrospective)" if one.retrospective else ""),
+            "cell": cell.cell,
+            "step": cell.step,
+            "forecast": cell.forecast,
+            "measured": cell.measured,
+            "error": f"{cell.error:+.1%}",
+            "prediction_95": str(cell.prediction),
+            "inside": "yes" if cell.inside else "no",
+            "forward_error": _error(one.validation_error),
+        }
+        for one in scored
+        for cell in one.cells
+    ]

@@ -1,7 +1,7 @@
 """What to train next: cells that cannot reach the frontier, and the run that narrows a forecast most per Gflop.
 
-Candidates are the study's unfinished cells, sizes of its ladder that it lacks, second seeds and longer runs. Gflops are of training (Gflops x
-batch x steps x 3), one multiply-add a flop; sampling for the scores is not counted.
+Candidates are the study's unfinished cells, sizes of its ladder that it lacks, second seeds and longer runs. Gflops are of training
+(Gflops x batch x steps x 3), one multiply-add a flop; sampling for the scores is not counted.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Freeze a forecast before a cell is trained, and score it afterwards.
 
-`dit forecast DIR --for XL` writes DIR/forecasts/<date>-<target>-<hash>.json with intervals, the form that forward validation chose and its error. It
-refuses a cell that has its score already unless told --retrospective. `dit forecast DIR --score` compares every frozen forecast with what
-has been measured since, and finds out a file that was changed (exit code 2).
+`dit forecast DIR --for XL` writes DIR/forecasts/<date>-<target>-<hash>.json with intervals, the form that forward validation chose
+and its error. It refuses a cell that has its score already unless told --retrospective. `dit forecast DIR --score` compares every
+frozen forecast with what has been measured since, and finds out a file that was changed (exit code 2).
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _freeze(study: StudyResults, folder: Path, args: argparse.Namespace) -> int:
     from analysis import forecast, tables
+    from analysis.fits import summary
 
     made = forecast.freeze(
         study.where(args.where),
@@ -60,7 +61,7 @@ def _freeze(study: StudyResults, folder: Path, args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(made.to_json(), indent=1, allow_nan=False))
     else:
-        rows = forecast.as_rows(made)
+        rows = summary.forecast_rows(made)
         print(tables.render(rows, list(rows[0])), end="")
         for law in made.laws:
             print(f"{law.block}: {law.equation}; {law.validation.reason}")
@@ -70,12 +71,14 @@ def _freeze(study: StudyResults, folder: Path, args: argparse.Namespace) -> int:
 
 def _score(study: StudyResults, folder: Path, args: argparse.Namespace) -> int:
     from analysis import forecast, tables
+    from analysis.fits import summary
+    from analysis.fits.record import as_json
 
     scored = forecast.score_all(study, folder)
     if args.json:
-        print(json.dumps(forecast.scored_json(scored), indent=1, allow_nan=False))
+        print(json.dumps(as_json(scored), indent=1, allow_nan=False))
     else:
-        rows = forecast.scored_rows(scored)
+        rows = summary.scored_rows(scored)
         if rows:
             print(tables.render(rows, list(rows[0])), end="")
         for one in scored:
