@@ -7,6 +7,7 @@ To plot: `BlockMultiplier.multiplier` as a dot with `interval`; 1 is the referen
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -185,10 +186,8 @@ def _multiplier(
         half = max(half, scatter * student.ppf((1 + LEVEL) / 2, count - 1))
     middle = logs["ratio"].mean()
     own, said = None, None
-    try:
+    with contextlib.suppress(NotIdentified):
         own = fit_law(data.of_block(block), "power", replicates=300).parameters[1]
-    except NotIdentified:
-        pass
     if not together:
         names = ", ".join(f"{size}/{patch}" for size, patch, _ in logs.index)
         said = f"rests on {count} cell{'s' * (count > 1)} ({names}) and the reference's exponent: how it varies over cells is not known"

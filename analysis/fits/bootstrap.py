@@ -1,7 +1,7 @@
 """Wild cluster bootstrap: residuals of a whole cell change sign together, and the law is fitted again.
 
-The clusters are cells (block, size, patch, image size): the points of one training curve, and the seeds of one cell, share what the law misses
-there, so they are not independent (Cameron, Gelbach & Miller 2008). Few cells need care, or intervals come out too narrow:
+The clusters are cells (block, size, patch, image size): the points of one training curve, and the seeds of one cell, share what the
+law misses there, so they are not independent (Cameron, Gelbach & Miller 2008). Few cells need care, or intervals come out too narrow:
 residuals are inflated for the parameters fitted, each replicate by its own draw as in Student's t; and no cell varies less than the
 cells do on average, nor less than seed noise (a law that passes through a point has not thereby removed the noise there).
 """

@@ -59,11 +59,11 @@ def conclude(
         UserError: if no protocol is the main one (both are named), there is no score, or no score of `block`.
     """
     observations = observe(study)
-    block = main_block(observations) if block is None else block
+    chosen = main_block(observations) if block is None else block
     present = sorted(set(observations.labels("block")))
-    if block not in present:
-        raise UserError(f"no score of block '{block}': expected one of {', '.join(present)}")
-    ours = observations.of_block(block)
+    if chosen not in present:
+        raise UserError(f"no score of block '{chosen}': expected one of {', '.join(present)}")
+    ours = observations.of_block(chosen)
     validation = validate(ours, loss=loss)
     laws, refusals = _laws(ours, validation, loss, replicates)
     with_images = next((law for law in laws if "images_seen" in law.variables and "params" in law.variables), None)
@@ -75,20 +75,20 @@ def conclude(
         protocol=observations.protocol,
         scores=len(observations),
         left_out=observations.left_out,
-        block=block,
+        block=chosen,
         laws=laws,
         validation=validation,
-        correlations=_or_refusal("correlations", lambda: correlations(observations, block)),
+        correlations=_or_refusal("correlations", lambda: correlations(observations, chosen)),
         blocks=_or_refusal("blocks", lambda: compare_blocks(observations, replicates)),
         frontier=_or_refusal("frontier", lambda: frontier(observations)),
         isoflops=tuple(
-            _or_refusal(f"isoflop at patch {patch}", lambda patch=patch: isoflop(ours, block, patch, law=with_images))
+            _or_refusal(f"isoflop at patch {patch}", lambda patch=patch: isoflop(ours, chosen, patch, law=with_images))
             for patch in patches
         ),
         sampling=sampling_of(study, replicates),
         methods=methods_box(laws[0], observations, validation) if laws else None,
         refusals=refusals,
-        notes=_notes(observations, present, block),
+        notes=_notes(observations, present, chosen),
     )
 
 

@@ -15,6 +15,7 @@ MAX_DECADES = 1.0
 """Forecasts further past the data than this are refused unless forced."""
 _SAME_LEVEL = 0.1  # natural logarithm: values closer than about ten percent are one level
 _FEW_REPLICATES = 0.9
+_LACK = 3.0
 
 
 def levels(observations: Observations, variable: str) -> int:
@@ -57,8 +58,20 @@ def decades_beyond(form: Form, data: Observations, columns: Mapping[str, np.ndar
 
 def notes(form: Form, data: Observations, residual: np.ndarray, jacobian: np.ndarray) -> list[Note]:
     """Notes on a fit from its log residuals (n,) and derivatives (n, p)."""
-    found = [*_few(form, data), *_trend(data, residual), *_leverage(data, jacobian), *_not_monotone(data)]
-    return found
+    return [*_few(form, data), *_trend(data, residual), *_leverage(data, jacobian), *_not_monotone(data)]
+
+
+def lack_of_fit(residual_sd: float, noise_sd: float | None) -> list[Note]:
+    """Said when the scatter about the law is far above the noise between two trainings: the form misses something."""
+    if not noise_sd or residual_sd < _LACK * noise_sd:
+        return []
+    times = residual_sd / noise_sd
+    return [
+        Note(
+            "lack_of_fit",
+            f"scatter about the law is {times:.0f} times the noise between seeds: the form misses something",
+        )
+    ]
 
 
 def _few(form: Form, data: Observations) -> list[Note]:
@@ -82,12 +95,12 @@ def _trend(data: Observations, residual: np.ndarray) -> list[Note]:
     half = len(residual) // 3
     ends = np.concatenate([residual[order][:half], residual[order][-half:]])
     middle = residual[order][half:-half]
-    slope = spearmanr(data.column("train_gflops"), residual)
+    slope, chance = spearmanr(data.column("train_gflops"), residual)
     bend = (ends.mean() - middle.mean()) / (residual.std(ddof=1) * np.sqrt(1 / len(ends) + 1 / len(middle)))
     found = []
-    if slope.pvalue < 0.01:
-        word = "rise" if slope.statistic > 0 else "fall"
-        found.append(Note("trend", f"residuals {word} with training compute (rank correlation {slope.statistic:.2f})"))
+    if chance < 0.01:
+        word = "rise" if slope > 0 else "fall"
+        found.append(Note("trend", f"residuals {word} with training compute (rank correlation {slope:.2f})"))
     if abs(bend) > 3:
         side = "above" if bend > 0 else "below"
         found.append(

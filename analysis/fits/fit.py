@@ -196,7 +196,9 @@ def fit_law(
     estimate, problem, residual = estimate_law(data, shape, loss, replicates, noise, seed)
     jacobian = shape.jacobian(estimate.theta[None], problem.u)[0]
     cells = int(data.cells.max()) + 1
+    residual_sd = float(np.sqrt(np.mean(residual**2))) * bootstrap.inflation(cells, shape.size)
     found = diagnostics.notes(shape, data, residual, jacobian)
+    found += diagnostics.lack_of_fit(residual_sd, noise.relative_sd)
     found += diagnostics.bootstrap_note(replicates, len(estimate.replicates)) if replicates else []
     parameters = _parameters(estimate)
     found += [Note("at_bound", f"{one.name} is {one.said}") for one in parameters if one.value is None and one.said]
@@ -212,7 +214,7 @@ def fit_law(
         runs=int(data.runs.max()) + 1,
         cells=cells,
         loss=loss,
-        residual_sd=float(np.sqrt(np.mean(residual**2))) * bootstrap.inflation(cells, shape.size),
+        residual_sd=residual_sd,
         noise=noise,
         notes=tuple(found),
         estimate=estimate,

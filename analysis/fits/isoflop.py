@@ -1,11 +1,12 @@
 """isoFLOP: at fixed training compute, which size is best, for one block at one patch size.
 
-Each cell's training curve is interpolated in log compute (Akima); at each budget a polynomial of log score in log N goes through the sizes: a
-cubic (through four, least squares from five), a parabola through three. A minimum at the smallest or largest size is rejected, and so is
-one that the noise moves there in a fifth of the resamples. Points on the way of one run are legitimate because the learning rate is
-constant. To plot: for each `Budget`, `params`/`scores` as points, `curve_params`/`curve_scores` as a line, `optimum_params` (None if
-rejected) as a mark. Hoffmann et al. arXiv:2203.15556 Approach 2; Porian et al. arXiv:2406.19146 (Akima, edges, seed noise); parabolas are
-biased (Czech et al. arXiv:2603.22339), hence the cubic and the comparison with the parametric law.
+Each cell's training curve is interpolated in log compute (Akima); at each budget a polynomial of log score in log N goes through
+the sizes: a cubic (through four, least squares from five), a parabola through three. A minimum at the smallest or largest size is
+rejected, and so is one that the noise moves there in a fifth of the resamples. Points on the way of one run are legitimate because
+the learning rate is constant. To plot: for each `Budget`, `params`/`scores` as points, `curve_params`/`curve_scores` as a line,
+`optimum_params` (None if rejected) as a mark. Hoffmann et al. arXiv:2203.15556 Approach 2; Porian et al. arXiv:2406.19146 (Akima,
+edges, seed noise); parabolas are biased (Czech et al. arXiv:2603.22339), hence the cubic and the comparison with the parametric
+law.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _CURVE_POINTS = 61
 class Budget(Record):
     """One isoFLOP: the sizes' interpolated scores at this training compute, the polynomial through them and its interior minimum.
 
-    `rejected`: why there is no optimum. `parametric_params`: the law's own optimum within the sizes; `disagreement` log10 of one over the other.
+    `rejected`: why there is no optimum. `parametric_params`: the law's own optimum within the sizes; `disagreement`: log10 of
+    optimum over that.
     """
 
     train_gflops: float
@@ -100,7 +102,7 @@ def isoflop(
     able = [budget for budget in lattice if sum(c.covers(budget) for c in curves) >= _LEAST_SIZES]
     if not able:
         raise NotIdentified(
-            f"{where}: {len(curves)} sizes have scores at several steps, and no training compute is covered by three of them"
+            f"{where}: no training compute is covered by the curves of three sizes (sizes with scores at several steps: {len(curves)})"
         )
     noise = noise_of(observations)
     at = np.linspace(able[0], able[-1], budgets)

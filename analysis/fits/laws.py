@@ -110,7 +110,7 @@ class Form:
         return np.stack([*columns, *([u[:, 0] * u[:, 1]] if self.interaction else [])], axis=1)
 
     def natural(self, theta: np.ndarray, centers: np.ndarray, scale: float) -> np.ndarray:
-        """Theta (b, p) in the variables' own units: amplitudes at v = 1, coefficients of the uncentred logarithms; multipliers as factors."""
+        """Theta (b, p) in the variables' own units: amplitudes at v = 1, coefficients of the uncentred logarithms, factors of compute."""
         natural = np.array(theta, dtype=float)
         if self.name == "power":
             natural[:, 0] = scale * np.exp(theta[:, 0] + theta[:, 1] * centers[0])

@@ -15,7 +15,7 @@ from analysis.fits.validation import Validation
 
 @dataclass(frozen=True)
 class MethodsBox(Record):
-    """(topic, text) in reading order: form, variables, Gflops convention, data, loss, optimiser, bounds, bootstrap, noise, held-out error."""
+    """(topic, text) in reading order: form, variables, Gflops convention, data, loss, optimiser, bounds, bootstrap, noise, errors."""
 
     items: tuple[tuple[str, str], ...]
 
@@ -35,7 +35,8 @@ def methods_box(fit: LawFit, observations: Observations, validation: Validation 
     )
     grid = varpro.GRID[len(form.variables)] ** len(form.variables)
     starts = (
-        f"{varpro.STARTS} best of a grid of {grid:,} exponents ({varpro.SMALLEST} to {varpro.LARGEST}), amplitudes by non-negative least squares"
+        f"{varpro.STARTS} best of a grid of {grid:,} exponents ({varpro.SMALLEST} to {varpro.LARGEST}), "
+        "amplitudes by non-negative least squares"
         if form.additive
         else "the least squares solution (the loss is convex in these parameters)"
     )

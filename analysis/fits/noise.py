@@ -1,7 +1,7 @@
 """How far apart two trainings of one cell fall: from repeated seeds where there are any, else what is published for FID-50K.
 
-Dufour et al. arXiv:2606.20536: retraining with another seed moves FID-50K by 1-2 % (relative standard deviation, not shrinking with compute),
-3.2 times more than drawing new samples from one model.
+Dufour et al. arXiv:2606.20536: retraining with another seed moves FID-50K by 1-2 % (relative standard deviation, not shrinking with
+compute), 3.2 times more than drawing new samples from one model.
 """
 
 from __future__ import annotations

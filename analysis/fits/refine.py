@@ -1,8 +1,9 @@
 """Huber loss on log scores, minimised for many starts or bootstrap replicates at once.
 
-Sum over points of w rho(r), rho(r) = r^2 / 2 up to delta and delta (|r| - delta / 2) beyond (a sum, never a mean: a tolerance on a mean stops
-early, Besiroglu et al. arXiv:2404.10102). Each iteration takes the best of several damped steps with analytic derivatives, from the
-reweighted one (global) to Newton's (fast near the end), projected on the bounds; delta shrinks to its value in stages.
+Sum over points of w rho(r), rho(r) = r^2 / 2 up to delta and delta (|r| - delta / 2) beyond (a sum, never a mean: a tolerance on a
+mean stops early, Besiroglu et al. arXiv:2404.10102). Each iteration takes the best of several damped steps with analytic
+derivatives, from the reweighted one (global) to Newton's (fast near the end), projected on the bounds; delta shrinks to its value
+in stages.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """What sampling steps buy: score(S) = base x (1 + K S^-k) for each cell, and one law with K and k shared by all cells.
 
-`base` is the score with unlimited sampling steps: what no sampling compute can go below. Fitted to scores that differ in the number of sampling
-steps and in nothing else of the protocol. To plot: `CellSampling.sampling_gflops`/`scores` as points, `CellSampling.curve` (over sampling
-Gflops per image; one multiply-add is one flop) as a line; `SamplingLaw.gain` is score / base against sampling steps.
+`base` is the score with unlimited sampling steps: what no sampling compute can go below. Fitted to scores that differ in the number
+of sampling steps and in nothing else of the protocol. To plot: `CellSampling.sampling_gflops`/`scores` as points,
+`CellSampling.curve` (over sampling Gflops per image; one multiply-add is one flop) as a line; `SamplingLaw.gain` is score / base
+against sampling steps.
 """
 
 from __future__ import annotations

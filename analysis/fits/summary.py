@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
+from analysis.advise import Advice
 from analysis.fits.blocks import BlockComparison
 from analysis.fits.conclusions import Conclusions
 from analysis.fits.correlation import Correlations
@@ -15,6 +16,8 @@ from analysis.fits.isoflop import IsoFlop
 from analysis.fits.record import Note, Parameter
 from analysis.fits.sampling import SamplingLaw
 from analysis.fits.validation import Validation
+from analysis.forecast import Forecast, ScoredForecast
+from dit.rows import Row
 
 
 def text(found: Conclusions) -> str:
@@ -194,3 +197,80 @@ def _sampling(found: SamplingLaw | Refusal) -> str:
     lines += [table(cells, ["cell", f"steps:{found.metric}", "base", "95 %"])]
     lines += [one.said for one in found.buy_back]
     return "\n".join([*lines, *([_notes(found.notes)] if found.notes else [])])
+
+
+def advice_text(found: Advice, top: int) -> str:
+    """What to drop and what to train next."""
+    above = [
+        [one.cell, f"{one.ratio:.3f}", str(one.interval), "measured" if one.measured else "forecast", one.said]
+        for one in (*found.hopeless, *found.undecided)
+    ]
+    heads = ["cell", "times the frontier", "95 %", "", ""]
+    count = len(found.hopeless)
+    lines = [
+        _section("Cannot reach the frontier", table(above[:count], heads) if count else "none beyond its interval"),
+        _section("Above the frontier, not beyond the interval", table(above[count:], heads) if above[count:] else ""),
+    ]
+    rows = [
+        [
+            str(place),
+            one.kind,
+            one.cell,
+            f"{one.step:,}",
+            f"{one.cost_gflops:.3e}",
+            f"{one.sd_before:.2%} -> {one.sd_after:.2%}",
+            f"{one.reduction_per_gflop:.2e}",
+        ]
+        for place, one in enumerate(found.candidates[:top], 1)
+    ]
+    heads = ["", "run", "cell", "step", "cost (Gflops)", "sd of the forecast", "variance off per Gflop"]
+    body = table(rows, heads) if rows else "no candidate"
+    lines.append(_section(f"Next run for the forecast of {found.target}, form {found.form}", body))
+    if found.largest is not None:
+        lines.append(
+            f"most off at any cost: {found.largest.kind} {found.largest.cell} (to {found.largest.sd_after:.2%})"
+        )
+    lines += [f"form: {found.form_reason}", _notes(found.notes)]
+    return "\n\n".join(line for line in lines if line)
+
+
+def forecast_rows(forecast: Forecast) -> list[Row]:
+    """The forecast's cells as rows of a table for reading."""
+    errors = {law.block: law for law in forecast.laws}
+    return [
+        {
+            "cell": one.cell,
+            "step": one.step,
+            "train_gflops": one.train_gflops,
+            forecast.metric: one.score,
+            "prediction_95": "-" if one.prediction is None else str(one.prediction),
+            "law_95": "-" if one.confidence is None else str(one.confidence),
+            "form": errors[one.block].form if one.block in errors else None,
+            "forward_error": _error(errors[one.block].median_error) if one.block in errors else "-",
+            "said": one.said,
+        }
+        for one in forecast.cells
+    ]
+
+
+def _error(error: float | None) -> str:
+    return "unknown" if error is None else f"{error:.1%}"
+
+
+def scored_rows(scored: list[ScoredForecast]) -> list[Row]:
+    """Scored cells as rows of a table for reading."""
+    return [
+        {
+            "frozen": one.created[:10] + (" (retrospective)" if one.retrospective else ""),
+            "cell": cell.cell,
+            "step": cell.step,
+            "forecast": cell.forecast,
+            "measured": cell.measured,
+            "error": f"{cell.error:+.1%}",
+            "prediction_95": str(cell.prediction),
+            "inside": "yes" if cell.inside else "no",
+            "forward_error": _error(one.validation_error),
+        }
+        for one in scored
+        for cell in one.cells
+    ]

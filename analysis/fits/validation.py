@@ -2,7 +2,8 @@
 
 Errors are of scores at the common training step, seeds averaged, predicted / measured - 1. Forms are ranked by the root mean square of log
 errors over the folds that all of them could be fitted on, the last fold first: what cannot be fitted there is not chosen.
-Leave-one-out errors stand beside, they are of interpolation and usually smaller. Alabdulmohsin et al. arXiv:2209.06640 on judging by extrapolation.
+Leave-one-out errors stand beside, they are of interpolation and usually smaller. Alabdulmohsin et al. arXiv:2209.06640 judge by
+extrapolation likewise.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Fold(Record):
 
 @dataclass(frozen=True)
 class FormValidation(Record):
-    """One form's folds. `median_error`, `max_error` are of |error| over all held-out scores, `rms_error` of log errors; None without a fold."""
+    """One form's folds. `median_error`, `max_error` are of |error| over all held-out scores, `rms_error` of log errors; None without."""
 
     form: str
     equation: str
