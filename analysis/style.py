@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import matplotlib
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.lines import Line2D
 
 Dash = Literal["-"] | tuple[float, Sequence[float]]
@@ -19,48 +21,86 @@ INK = "#222222"
 MUTED = "#6B6B6B"
 FAINT = "#DDDDDD"
 TEXT_WIDTH = 6.75  # inches, the paper's two columns
+COLUMN_WIDTH = 3.25  # inches, one of them
+_TEXT_SIZE = 7.0  # points, at the paper's size
 
-RC: dict[Any, Any] = {
+_RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",
-    "font.size": 7,
-    "axes.labelsize": 7.5,
-    "axes.titlesize": 7.5,
     "axes.titleweight": "bold",
-    "axes.titlepad": 4,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
-    "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "axes.grid": True,
     "grid.color": "#E9E9E9",
-    "grid.linewidth": 0.5,
     "text.color": INK,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
-    "xtick.labelsize": 6.5,
-    "ytick.labelsize": 6.5,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "xtick.minor.size": 1.5,
-    "ytick.minor.size": 1.5,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.minor.width": 0.4,
-    "ytick.minor.width": 0.4,
     "legend.frameon": False,
-    "legend.fontsize": 6.5,
     "legend.handlelength": 2.0,
     "legend.columnspacing": 1.2,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 3.6,
-    "lines.markeredgewidth": 0.5,
     "pdf.fonttype": 42,
     "figure.dpi": 100,
 }
+# In points at the paper's size; a style magnifies text by one factor, lines and marks by another.
+_TEXT = {
+    **{"font.size": _TEXT_SIZE, "axes.labelsize": 7.5, "axes.titlesize": 7.5, "axes.titlepad": 4.0},
+    **{"xtick.labelsize": 6.5, "ytick.labelsize": 6.5, "legend.fontsize": 6.5},
+}
+_STROKES = {
+    **{"axes.linewidth": 0.6, "grid.linewidth": 0.5},
+    **{"lines.linewidth": 1.2, "lines.markersize": 3.6, "lines.markeredgewidth": 0.5},
+    **{f"{axis}tick.major.size": 2.5 for axis in "xy"},
+    **{f"{axis}tick.minor.size": 1.5 for axis in "xy"},
+    **{f"{axis}tick.major.width": 0.6 for axis in "xy"},
+    **{f"{axis}tick.minor.width": 0.4 for axis in "xy"},
+}
+
+
+@dataclass(frozen=True)
+class Style:
+    """What a figure is made for: factors on the paper's sizes (width and height, text, lines and marks), and pixels per inch."""
+
+    name: str
+    page: float
+    text: float
+    strokes: float
+    dpi: int
+
+    @property
+    def rc(self) -> dict[Any, Any]:
+        """Settings for `matplotlib.rc_context`."""
+        return {
+            **_RC,
+            **{key: value * self.text for key, value in _TEXT.items()},
+            **{key: value * self.strokes for key, value in _STROKES.items()},
+            "figure.figsize": (TEXT_WIDTH * self.page, TEXT_WIDTH * self.page),
+        }
+
+
+STYLES = {
+    "paper": Style("paper", 1.0, 1.0, 1.0, 300),
+    "talk": Style("talk", 1.7, 2.15, 2.2, 160),  # 11.5 inches across a slide, text of 15 points
+}
+
+
+def pt(size: float) -> float:
+    """A text size (points at the paper's size) in the style that is in force."""
+    return size * matplotlib.rcParams["font.size"] / _TEXT_SIZE
+
+
+def page() -> float:
+    """The factor on widths and heights of the style that is in force."""
+    return matplotlib.rcParams["figure.figsize"][0] / TEXT_WIDTH
+
+
+def stroke(width: float) -> float:
+    """A line's width or a mark's size (points at the paper's size) in the style that is in force."""
+    return width * matplotlib.rcParams["lines.linewidth"] / _STROKES["lines.linewidth"]
+
 
 _SIZE_COLOURS = {"S": "#8CCB4C", "B": "#22A08A", "L": "#2B6CA3", "XL": "#3B1A5E"}
 _SPARE_COLOURS = ("#8C6D31", "#A55194", "#17A2B8", "#7F7F7F")
@@ -132,6 +172,12 @@ class Looks:
 
     def _patch(self, patch_size: int) -> tuple[str, Dash]:
         return _PATCHES[min(self.patches.index(patch_size), len(_PATCHES) - 1)]
+
+
+def darker(colour: str, by: float = 0.35) -> str:
+    """A colour mixed with black, to be legible as text."""
+    red, green, blue = to_rgb(colour)
+    return to_hex((red * (1 - by), green * (1 - by), blue * (1 - by)))
 
 
 def block_name(block: str) -> str:

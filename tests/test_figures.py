@@ -1,25 +1,30 @@
 """Figures from published numbers and from a small study: what is drawn, what is skipped, and what the sidecars say."""
 
+import itertools
 import json
 import re
 from dataclasses import replace
 
+import matplotlib
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from synthetic_study import cells, protocol_of, score_of, write_run, write_study
 
 from analysis.figures.compute import log_correlation
-from analysis.figures.drawing import Skipped, at_common_step, scores
+from analysis.figures.drawing import Skipped, at_common_step, new_figure, scores
+from analysis.figures.labels import Point, label_points
 from analysis.figures.registry import FIGURES, draw_all
 from analysis.frames import frame
 from analysis.provenance import rows_digest
 from analysis.results import collect, results
-from analysis.style import Looks
+from analysis.style import STYLES, Looks
 from dit.config import digest
 from dit.errors import UserError
 from dit.store import RunStore, Study, save_study
 
 RUNS = cells(blocks=("adaln", "adaln_zero"), sizes=("S", "XL"), patches=(4, 2), seeds=(0, 1), sampling=(8,), steps=500)
+QUICK = [name for name in FIGURES if name != "forecast"]  # it validates seven forms
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +35,13 @@ def demo(tmp_path_factory):
 @pytest.fixture(scope="module")
 def drawn(demo, tmp_path_factory):
     out = tmp_path_factory.mktemp("figures")
-    return out, {outcome.name: outcome for outcome in draw_all(demo, out)}
+    return out, {outcome.name: outcome for outcome in draw_all(demo, out, QUICK)}
 
 
 @pytest.fixture(scope="module")
 def paper(tmp_path_factory):
     out = tmp_path_factory.mktemp("paper")
-    return out, {outcome.name: outcome for outcome in draw_all(collect("paper"), out)}
+    return out, {outcome.name: outcome for outcome in draw_all(collect("paper"), out, QUICK)}
 
 
 def test_published_gflops_correlate_with_fid_as_printed():
@@ -52,15 +57,19 @@ def test_the_drawn_correlation_is_the_published_one(paper):
 
 
 def test_a_study_with_everything_carries_every_figure(drawn):
-    assert {name: outcome.skipped for name, outcome in drawn[1].items()} == dict.fromkeys(FIGURES)
-    for outcome in drawn[1].values():
+    skipped = {name: outcome.skipped for name, outcome in drawn[1].items() if outcome.skipped}
+    assert set(skipped) == {"fig12", "isoflop", "sampling"}
+    assert skipped["fig12"] == "fd_digits is the only metric on record"
+    assert "no training compute is covered by three" in skipped["isoflop"]
+    assert "no cell was scored at 3 numbers of sampling steps" in skipped["sampling"]
+    for outcome in (one for one in drawn[1].values() if not one.skipped):
         assert [path.suffix for path in outcome.files] == [".pdf", ".png", ".json"]
         assert all(path.stat().st_size > 500 for path in outcome.files)
 
 
 def test_what_the_published_numbers_lack_is_skipped_with_the_reason(paper):
     skipped = {name: outcome.skipped for name, outcome in paper[1].items() if outcome.skipped}
-    assert set(skipped) == {"fig5_grid", "fig7", "fig7_blocks", "fig10", "fig13"}
+    assert set(skipped) == {"fig5_grid", "fig7", "fig7_blocks", "fig10", "fig12", "fig13", "isoflop", "sampling"}
     assert "training losses" in skipped["fig13"]
     assert not list(paper[0].glob("fig13*"))
 
@@ -129,6 +138,64 @@ def test_a_failed_or_longer_run_does_not_choose_the_step():
     assert set(at_common_step(late)["step"]) == {200}
 
 
+def test_the_published_law_is_drawn_with_its_held_out_error(tmp_path):
+    (outcome,) = draw_all(collect("paper"), tmp_path, ["forecast"])
+    assert outcome.skipped is None
+    sidecar = json.loads((tmp_path / "forecast.json").read_text())
+    chosen = sidecar["validation"]["chosen"]
+    form = next(one for one in sidecar["validation"]["forms"] if one["form"] == chosen)
+    assert [one["cell"] for one in form["folds"][-1]["held_out"]] == ["XL/8", "XL/4", "XL/2"]
+    assert sidecar["law"]["variables"] == ["train_gflops"]
+
+
+def test_fig12_shows_every_metric_on_record(demo, tmp_path):
+    table = demo.table.assign(sfid=2 * demo.table["fd_digits"], recall=1 / demo.table["fd_digits"], kid=np.nan)
+    (outcome,) = draw_all(replace(demo, table=table), tmp_path, ["fig12"])
+    assert outcome.skipped is None
+    found = json.loads((tmp_path / "fig12.json").read_text())["log_correlation"]
+    assert list(found) == ["fd_digits", "sfid", "recall"]
+    assert found["sfid"] == pytest.approx(found["fd_digits"])
+    assert found["recall"] > 0
+
+
+def test_isoflops_are_drawn_for_the_patch_sizes_that_have_them(tmp_path):
+    runs = cells(blocks=("adaln_zero",), sizes=("S", "B", "L"), patches=(4, 2), sampling=())
+    steps = (10, 20, 40, 80, 160, 320, 640, 1000)
+    runs = tuple(
+        replace(run, evaluations=tuple(replace(run.evaluations[0], step=step) for step in steps)) for run in runs
+    )
+    (outcome,) = draw_all(collect(write_study(tmp_path / "demo", runs)), tmp_path, ["isoflop"])
+    assert outcome.skipped is None
+    found = json.loads((tmp_path / "isoflop.json").read_text())["isoflops"]
+    assert [one["patch_size"] for one in found] == [4, 2]
+    assert all(len(budget["sizes"]) == 3 for one in found for budget in one["budgets"])
+
+
+def test_what_sampling_buys_is_drawn_with_its_law(tmp_path):
+    runs = cells(blocks=("adaln_zero",), sizes=("S", "B"), patches=(1,), sampling=(8, 16), steps=100)
+    (outcome,) = draw_all(collect(write_study(tmp_path / "demo", runs)), tmp_path, ["sampling"])
+    assert outcome.skipped is None
+    law = json.loads((tmp_path / "sampling.json").read_text())["sampling_law"]
+    assert [cell["steps"] for cell in law["cells"]] == [[8, 16, 32], [8, 16, 32]]
+
+
+def test_labels_keep_off_each_other_the_marks_and_the_curves():
+    with matplotlib.rc_context(STYLES["paper"].rc):
+        figure, [[axes]] = new_figure(2.5, width=3.25)
+        rng = np.random.default_rng(3)
+        x, y = rng.uniform(0, 1, 14), rng.uniform(0, 1, 14)
+        axes.plot(x, y, "o", markersize=4)
+        label_points(figure, [(axes, [Point(a, b, f"XL/{n}", "#000000") for n, (a, b) in enumerate(zip(x, y))])])
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        boxes = [text.get_window_extent(renderer) for text in axes.texts]
+    assert len(boxes) == 14
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
+    marks = axes.transData.transform(np.stack([x, y], axis=1))
+    inside = [box.contains(*mark) for box in boxes for mark in marks]
+    assert not any(inside)
+
+
 def test_other_labels_in_one_run_are_an_error_and_no_samples_a_reason(tmp_path):
     runs = cells(blocks=("adaln_zero",), sizes=("S", "B"), patches=(4, 2), sampling=())
     study = collect(write_study(tmp_path / "demo", runs))
@@ -150,6 +217,7 @@ def test_only_failures_on_record_skip_every_figure(tmp_path):
         for path in (RunStore(tmp_path / "demo", run).path / "metrics").glob("*"):
             path.unlink()
     outcomes = list(draw_all(collect(tmp_path / "demo"), tmp_path / "figures"))
+    assert len(outcomes) == len(FIGURES)
     assert all(outcome.skipped for outcome in outcomes)
 
 

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import math
+
+import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.figures.drawing import (
     Drawing,
     Scores,
     Skipped,
+    bar,
     curve,
     floor_line,
     foot,
-    has_seeds,
     legend,
     looks_of,
     new_figure,
     over_seeds,
     score_axis,
+    score_label,
     scores,
+    spread,
     step_axis,
     title,
 )
 from analysis.frames import Frame
 from analysis.results import StudyResults
-from analysis.style import INK, Looks
+from analysis.style import COLUMN_WIDTH, INK, Look, Looks, pt
 from dit.config import BLOCKS
 
 
@@ -35,27 +40,13 @@ def block_design(study: StudyResults) -> Drawing:
     rows = _cell(shown.rows, size, patch)
     looks = looks_of(study)
     if rows["step"].nunique() == 1:
-        figure, [[axes]] = new_figure(2.3, width=3.3)
+        figure, [[axes]] = new_figure(2.2, width=COLUMN_WIDTH)
         points = over_seeds(rows, ["block"], shown.metric)
-        order = [block for block in BLOCKS if block in set(points["block"])]
-        means = points.set_index("block")["mean"]
-        for place, block in enumerate(order):
-            axes.bar(place, means[block], 0.55, color=looks.block(block).colour, zorder=2)
-            axes.annotate(
-                f"{means[block]:.4g}",
-                (place, means[block]),
-                (0, 2),
-                textcoords="offset points",
-                ha="center",
-                fontsize=6.5,
-            )
-        axes.set_xticks(range(len(order)), [looks.block(block).label for block in order])
-        axes.grid(visible=False, axis="x")
-        axes.set_ylim(0.0, 1.1 * means.max())
+        _bars(axes, points, looks)
         axes.set_ylabel(shown.label)
         title(axes, f"{size}/{patch} after {int(rows['step'].iloc[0]):,} steps")
     else:
-        figure, [[axes]] = new_figure(2.6, width=3.6)
+        figure, [[axes]] = new_figure(2.5, width=COLUMN_WIDTH)
         points = _curves(axes, rows, shown, looks)
         score_axis(axes, shown.of(rows))
         floor_line(axes, shown)
@@ -63,9 +54,8 @@ def block_design(study: StudyResults) -> Drawing:
         title(axes, f"Block design, {size}/{patch}")
         handles = [looks.block(block).handle for block in BLOCKS if block in set(rows["block"])]
         axes.legend(handles=handles, loc="upper right")
-        if has_seeds(points):
-            axes.annotate("band: ± 1 s.d. over seeds", (0.02, 0.02), xycoords="axes fraction", fontsize=5.5, color=INK)
-    foot(figure, shown.foot)
+    seeds = spread(points)
+    foot(figure, shown.foot + (f" Band or bar: {seeds}." if seeds else ""))
     return Drawing(figure, rows, shown.metric)
 
 
@@ -80,19 +70,19 @@ def block_design_grid(study: StudyResults) -> Drawing:
         raise Skipped("one training step is on record: a curve needs two")
     looks = looks_of(study)
     figure, panels = new_figure(0.6 + 1.15 * len(sizes), len(sizes), len(patches), sharex=True, sharey="row")
-    seeds = False
+    drawn = []
     for size, line in zip(sizes, panels):
         for patch, axes in zip(patches, line):
             rows = _cell(shown.rows, size, patch)
             if not rows.empty:
-                seeds |= has_seeds(_curves(axes, rows, shown, looks))
+                drawn.append(_curves(axes, rows, shown, looks))
             floor_line(axes, shown)
             title(axes, f"{size}/{patch}")
             step_axis(axes, shown.rows["step"].max(), label=size == sizes[-1])
         score_axis(line[0], shown.of(shown.rows[shown.rows["size"] == size]), log=shown.spans_decades, label=False)
-    figure.supylabel(shown.label, fontsize=7.5)
+    score_label(figure, shown.label)
     blocks = [looks.block(block) for block in BLOCKS if block in set(shown.rows["block"])]
-    legend(figure, blocks, floor=shown.shows_floor, seeds=seeds)
+    legend(figure, blocks, floor=shown.shows_floor, seeds=spread(pd.concat(drawn)))
     foot(figure, shown.foot)
     return Drawing(figure, shown.rows, shown.metric)
 
@@ -110,6 +100,24 @@ def _compared(study: StudyResults) -> Scores:
 
 def _cell(rows: Frame, size: str, patch: int) -> Frame:
     return rows[(rows["size"] == size) & (rows["patch_size"] == patch)]
+
+
+def _bars(axes: Axes, points: Frame, looks: Looks) -> None:
+    """A bar for each block with its mean over seeds above it."""
+    order = [block for block in BLOCKS if block in set(points["block"])]
+    by_block = points.set_index("block")
+    for place, block in enumerate(order):
+        mean, sd = float(by_block["mean"][block]), float(by_block["sd"][block])
+        axes.bar(place, mean, 0.55, color=looks.block(block).colour, zorder=2)
+        if not math.isnan(sd):
+            bar(axes, place, mean, sd, Look("", INK, marker=""))
+        top = mean + (0.0 if math.isnan(sd) else sd)
+        axes.annotate(
+            f"{mean:.4g}", (place, top), (0, pt(2)), textcoords="offset points", ha="center", fontsize=pt(6.5)
+        )
+    axes.set_xticks(range(len(order)), [looks.block(block).label.replace("-", "-\n") for block in order])
+    axes.grid(visible=False, axis="x")
+    axes.set_ylim(0.0, 1.15 * by_block["mean"].max())
 
 
 def _curves(axes: Axes, rows: Frame, shown: Scores, looks: Looks) -> Frame:

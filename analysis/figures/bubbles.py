@@ -26,9 +26,9 @@ from analysis.figures.scaling import scaling_rows
 from analysis.frames import Frame, frame
 from analysis.protocols import metric_label, require_one_protocol
 from analysis.results import StudyResults
-from analysis.style import INK, Looks, block_name
+from analysis.style import COLUMN_WIDTH, TEXT_WIDTH, Looks, block_name, darker, page, stroke
 
-_LARGEST = 620.0  # area of the largest bubble, in square points
+_LARGEST = 420.0  # area of the largest bubble, in square points
 _SMALLEST = 5.0
 # Each published model is compared at its own guidance and sampler, as the paper does; features, reference and samples agree.
 _OWN = ("method", "guidance", "sampler", "sampling_steps", "cfg_scale", "cfg_channels", "ema", "decoder")
@@ -57,7 +57,7 @@ def bubbles(study: StudyResults) -> Drawing:
     rows = at_common_step(rows)
     shown = shown.of(rows)
     compare = study.name == "paper" and study.folder is None
-    figure, [panels] = new_figure(2.9, 1, 2 if compare else 1, width=6.75 if compare else 4.0)
+    figure, [panels] = new_figure(2.6, 1, 2 if compare else 1, width=TEXT_WIDTH if compare else COLUMN_WIDTH)
     points = over_seeds(rows, ["size", "patch_size", "gflops"], shown.metric).sort_values("gflops", ascending=False)
     looks = Looks(study.sizes, study.patches)
     left = [
@@ -87,7 +87,10 @@ def bubbles(study: StudyResults) -> Drawing:
         )
         right = " Right: each model at its own guidance and sampler (Tables 2 and 6)."
     foot(figure, f"Area of a bubble: Gflops of one forward pass. {shown.foot}{right}")
-    labels = [[Point(one.gflops, one.score, one.name, INK, one.radius) for one in these] for these in drawn]
+    labels = [
+        [Point(one.gflops, one.score, one.name, darker(one.colour), page() * one.radius) for one in these]
+        for these in drawn
+    ]
     label_points(figure, list(zip(panels, labels)))
     return Drawing(figure, rows, shown.metric, extra)
 
@@ -109,10 +112,10 @@ def _draw(axes: Axes, bubbles: list[_Bubble]) -> None:
     axes.scatter(
         [one.gflops for one in bubbles],
         [one.score for one in bubbles],
-        [one.area for one in bubbles],
+        [page() ** 2 * one.area for one in bubbles],
         [one.colour for one in bubbles],
         alpha=0.85,
         edgecolors="white",
-        linewidths=0.6,
+        linewidths=stroke(0.6),
         zorder=3,
     )

@@ -16,23 +16,24 @@ from analysis.figures.drawing import (
     Scores,
     Skipped,
     at_common_step,
+    bar,
     block_title,
     curve,
     floor_line,
     foot,
     grid_blocks,
-    has_seeds,
     legend,
     looks_of,
     new_figure,
     over_seeds,
     score_axis,
     scores,
+    spread,
 )
 from analysis.figures.labels import Point, label_points
 from analysis.frames import Frame
 from analysis.results import StudyResults
-from analysis.style import FAINT, INK, TEXT_WIDTH, Look, Looks
+from analysis.style import COLUMN_WIDTH, FAINT, INK, TEXT_WIDTH, Look, Looks, darker, stroke
 
 GFLOPS_LABEL = "Transformer Gflops (multiply-adds)"
 
@@ -71,7 +72,7 @@ def training_compute(study: StudyResults) -> Drawing:
 
 def sampling_compute(study: StudyResults) -> Drawing:
     """Sampling compute against score, at the sampling steps on record of each cell (Fig. 10); all else in the protocol agrees."""
-    shown = scores(_with_several_sampling_steps(study), apart_from=("sampling_steps",))
+    shown = scores(with_several_sampling_steps(study), apart_from=("sampling_steps",))
     shown = shown.of(at_common_step(shown.rows))
     panels = _panels(study, shown, "sampling_gflops", "Sampling compute per image (Gflops)")
     for axes, _, points in panels.parts():
@@ -106,11 +107,11 @@ class _Panels:
             floor_line(axes, shown)
         for line in self.grid:
             score_axis(line[0], shown, log)
-        seeds = has_seeds(self.points)
+        seeds = spread(self.points)
         if len(self.blocks) > 1:
             legend(self.figure, _cell_looks(self.looks, shown.rows), floor=shown.shows_floor, seeds=seeds)
         elif seeds:
-            text += " Band or bar: ± 1 s.d. over seeds."
+            text += f" Band or bar: {seeds}."
         foot(self.figure, f"{text} {shown.foot}")
 
     def label(self) -> None:
@@ -119,7 +120,10 @@ class _Panels:
         for axes, _, points in self.parts():
             last = points.groupby(["size", "patch_size"]).tail(1)
             cells = zip(last[self.x], last["mean"], last["size"], last["patch_size"])
-            named = [Point(float(x), float(y), f"{size}/{patch}", INK) for x, y, size, patch in cells]
+            named = [
+                Point(float(x), float(y), f"{size}/{patch}", darker(self.looks.size(size).colour))
+                for x, y, size, patch in cells
+            ]
             rest = points.drop(index=last.index)
             panels.append((axes, [*named, *(Point(float(x), float(y)) for x, y in zip(rest[self.x], rest["mean"]))]))
         label_points(self.figure, panels)
@@ -129,7 +133,7 @@ def _panels(study: StudyResults, shown: Scores, x: str, label: str) -> _Panels:
     blocks = grid_blocks(shown.rows, least=1)
     many = len(blocks) > 1
     rows, cols = ((len(blocks) + 1) // 2, 2) if many else (1, 1)
-    height, width = (0.5 + 2.1 * rows, TEXT_WIDTH) if many else (2.9, 4.4)
+    height, width = (0.5 + 2.1 * rows, TEXT_WIDTH) if many else (2.5, COLUMN_WIDTH)
     figure, grid = new_figure(height, rows, cols, width, sharex=True, sharey=True)
     for number, axes in enumerate(axes for line in grid for axes in line):
         axes.set_visible(number < len(blocks))
@@ -141,7 +145,7 @@ def _panels(study: StudyResults, shown: Scores, x: str, label: str) -> _Panels:
     return _Panels(figure, grid, blocks, points, x, looks_of(study))
 
 
-def _with_several_sampling_steps(study: StudyResults) -> StudyResults:
+def with_several_sampling_steps(study: StudyResults) -> StudyResults:
     """The study's rows of the runs that were scored at several numbers of sampling steps after one training step."""
     table = study.table[study.table["protocol"].notna()]
     family = protocols.families(table, study.protocols, apart_from=("sampling_steps",))
@@ -177,12 +181,9 @@ def _correlation_panel(axes: Axes, points: Frame, looks: Looks, correlation: flo
     x, y = np.log10(points["gflops"].astype(float)), points["mean"]
     slope, intercept = np.polyfit(x, y, 1)
     ends = np.array([x.min(), x.max()])
-    axes.plot(10**ends, slope * ends + intercept, color=FAINT, linewidth=2.5, zorder=1, solid_capstyle="round")
+    axes.plot(10**ends, slope * ends + intercept, color=FAINT, linewidth=stroke(2.5), zorder=1, solid_capstyle="round")
     for point in points.itertuples():
         look = looks.cell(str(point.size), int(point.patch_size))  # type: ignore[arg-type]
-        axes.errorbar(
-            [point.gflops], [point.mean], yerr=[0.0 if np.isnan(point.sd) else point.sd], color=look.colour,
-            marker=look.marker, markersize=5, markeredgecolor="white", elinewidth=0.8, zorder=3,
-        )  # fmt: skip
+        bar(axes, point.gflops, point.mean, point.sd, look)
     text = f"r = {correlation:.2f}".replace("-", "−")
     axes.set_title(text, color=INK, loc="right")

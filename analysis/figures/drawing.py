@@ -5,11 +5,13 @@ A figure is a function from `StudyResults` to a `Drawing`; it raises `Skipped` w
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -19,13 +21,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from analysis import protocols
 from analysis.frames import Frame
 from analysis.results import StudyResults
-from analysis.style import FAINT, INK, MUTED, TEXT_WIDTH, Look, Looks, block_name
+from analysis.style import FAINT, INK, MUTED, TEXT_WIDTH, Look, Looks, block_name, page, pt, stroke
 from dit.config import BLOCKS
 
 MAIN_BLOCK = "adaln_zero"  # the paper's scaling figures show this block
 
 _FLOOR_DASH = (0, (2, 2))
-_FOOT_SIZE = 5.5
+_FOOT_SIZE = 5.8
 _ROOM = 0.13  # of the scores' range, left free above and below them
 
 
@@ -107,9 +109,10 @@ def grid_blocks(rows: Frame, least: int = 3) -> list[str]:
 
 
 def empty_figure(height: float, width: float = TEXT_WIDTH) -> Figure:
-    """A figure without panels, laid out so that nothing overlaps."""
+    """A figure without panels, `width` × `height` inches at the paper's size, laid out so that nothing overlaps."""
     return Figure(
-        figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.03, hspace=0.04)
+        figsize=(page() * width, page() * height),
+        layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.03, hspace=0.04),
     )
 
 
@@ -141,7 +144,7 @@ def curve(axes: Axes, points: Frame, x: str, look: Look) -> None:
 def floor_line(axes: Axes, scores: Scores) -> None:
     """The floor as a thin line, where it is near enough to be seen; scores at or below it cannot be told apart."""
     if scores.floor is not None and scores.shows_floor:
-        axes.axhline(scores.floor, color=MUTED, linewidth=0.7, linestyle=_FLOOR_DASH, zorder=1)
+        axes.axhline(scores.floor, color=MUTED, linewidth=stroke(0.7), linestyle=_FLOOR_DASH, zorder=1)
 
 
 def score_axis(axes: Axes, scores: Scores, log: bool | None = None, label: bool = True) -> None:
@@ -172,26 +175,47 @@ def step_axis(axes: Axes, last_step: float, label: bool = True) -> None:
         axes.set_xlabel("Training steps")
 
 
-def legend(figure: Figure, looks: Iterable[Look], floor: bool = False, seeds: bool = False) -> None:
-    """One legend line above the panels."""
+def legend(figure: Figure, looks: Iterable[Look], floor: bool = False, seeds: str = "") -> None:
+    """One legend above the panels, in as few lines as its entries need; `seeds` says what a band is, as `spread` does."""
     handles = [look.handle for look in looks]
     if floor:
-        handles.append(Line2D([], [], color=MUTED, linewidth=0.7, linestyle=_FLOOR_DASH, label="floor: real vs. real"))
+        handles.append(
+            Line2D([], [], color=MUTED, linewidth=stroke(0.7), linestyle=_FLOOR_DASH, label="floor: real vs. real")
+        )
     if seeds:
-        handles.append(Line2D([], [], color=FAINT, linewidth=5, label="± 1 s.d. over seeds"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+        handles.append(Line2D([], [], color=FAINT, linewidth=stroke(5), label=seeds))
+    size = matplotlib.rcParams["legend.fontsize"]
+    widths = sum(0.6 * size * (len(str(handle.get_label())) + 6) for handle in handles)
+    lines = math.ceil(widths / (72 * figure.get_figwidth()))
+    figure.legend(handles=handles, loc="outside upper center", ncols=math.ceil(len(handles) / lines))
 
 
 def foot(figure: Figure, text: str) -> None:
     """The foot line: what is shown, study, protocol and convention, broken to the figure's width."""
-    characters = int(figure.get_figwidth() * 72 / (0.54 * _FOOT_SIZE))
+    characters = int(figure.get_figwidth() * 72 / (0.56 * pt(_FOOT_SIZE)))
     lines = "\n".join(textwrap.wrap(text, characters, break_on_hyphens=False))
-    figure.supxlabel(lines, fontsize=_FOOT_SIZE, color=MUTED, x=0.008, ha="left", linespacing=1.3)
+    figure.supxlabel(lines, fontsize=pt(_FOOT_SIZE), color=MUTED, x=0.008, ha="left", linespacing=1.3)
 
 
-def has_seeds(points: Frame) -> bool:
-    """Whether any point is a mean over several seeds."""
-    return bool((points["n"] > 1).any())
+def score_label(figure: Figure, text: str) -> None:
+    """One label for the vertical axes of all panels."""
+    figure.supylabel(text, fontsize=pt(7.5))
+
+
+def spread(points: Frame) -> str:
+    """What a band or bar over seeds is, as "± 1 s.d., n = 3 seeds"; empty where no point is a mean over several."""
+    counts = sorted({int(n) for n in points["n"] if n > 1})
+    if not counts:
+        return ""
+    return f"± 1 s.d., n = {counts[0]}{f'–{counts[-1]}' if len(counts) > 1 else ''} seeds"
+
+
+def bar(axes: Axes, x: float, mean: float, sd: float, look: Look) -> None:
+    """A mark at a mean over seeds with its standard deviation as a bar (none where there is one seed)."""
+    axes.errorbar(
+        [x], [mean], yerr=None if math.isnan(sd) else [sd], color=look.colour, marker=look.marker, linestyle="",
+        markersize=stroke(5), markeredgecolor="white", elinewidth=stroke(0.9), capsize=stroke(2.2), zorder=3,
+    )  # fmt: skip
 
 
 def looks_of(study: StudyResults) -> Looks:

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.figures.drawing import Drawing, Skipped, foot, legend, looks_of, new_figure, step_axis, title
+from analysis.figures.drawing import Drawing, Skipped, foot, legend, looks_of, new_figure, score_label, step_axis, title
 from analysis.results import StudyResults, losses
-from analysis.style import Look, block_name
+from analysis.style import Look, block_name, stroke
 from dit.config import BLOCKS, digest
 
 _WINDOW = 0.04  # of a curve's logged rows: the span of the running mean
@@ -46,7 +46,7 @@ def training_loss(study: StudyResults) -> Drawing:
             title(axes, f"{block_name(block)}, patch {patch}")
             step_axis(axes, float(rows["step"].max()), label=block == blocks[-1])
     _limits(panels[0][0], list(curves.values()))
-    figure.supylabel("Training loss", fontsize=7.5)
+    score_label(figure, "Training loss")
     legend(figure, [looks.size(size) for size in sizes])
     how = (
         f"Running mean over {100 * _WINDOW:g} % of the logged rows. "
@@ -67,8 +67,8 @@ def _loss_curve(axes: Axes, steps: np.ndarray, loss: np.ndarray, look: Look) -> 
     window = _window(loss)
     smooth = pd.Series(loss).rolling(window, min_periods=1, center=True).mean()
     if window > 1:
-        axes.plot(steps, loss, color=look.colour, linewidth=0.4, alpha=0.25, zorder=2)
-    axes.plot(steps, smooth, color=look.colour, linewidth=1.0, zorder=3)
+        axes.plot(steps, loss, color=look.colour, linewidth=stroke(0.4), alpha=0.25, zorder=2)
+    axes.plot(steps, smooth, color=look.colour, linewidth=stroke(1.0), zorder=3)
 
 
 def _limits(axes: Axes, curves: list[pd.Series]) -> None:

@@ -7,23 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_pdf import FigureCanvasPdf
-from matplotlib.figure import Figure
 
 from analysis.figures.block_design import block_design, block_design_grid
 from analysis.figures.bubbles import bubbles
 from analysis.figures.compute import gflops, sampling_compute, training_compute
 from analysis.figures.drawing import Drawing, Skipped
+from analysis.figures.laws import forecast, isoflops, pareto, sampling
 from analysis.figures.loss import training_loss
+from analysis.figures.quality import metrics
 from analysis.figures.samples import blocks_by_sizes, sizes_by_patches
+from analysis.figures.saving import save
 from analysis.figures.scaling import scaling
-from analysis.provenance import write_sidecar
+from analysis.provenance import Made, code_digest, write_sidecar
 from analysis.results import StudyResults
-from analysis.style import RC
+from analysis.style import STYLES, Style
 from dit.errors import UserError
 
-PNG_DPI = 240
 Draw = Callable[[StudyResults], Drawing]
 
 
@@ -45,7 +44,12 @@ FIGURES: dict[str, FigureKind] = {
     "fig8": FigureKind("Gflops against score, with their correlation", gflops),
     "fig9": FigureKind("Training compute against score", training_compute),
     "fig10": FigureKind("Sampling compute against score", sampling_compute),
+    "fig12": FigureKind("Every metric on record against training compute and Gflops", metrics),
     "fig13": FigureKind("Training loss", training_loss),
+    "frontier": FigureKind("Frontier of score against training compute", pareto),
+    "isoflop": FigureKind("Score against parameters at fixed training compute", isoflops),
+    "forecast": FigureKind("The law in compute with bands, and its predictions for held-out sizes", forecast),
+    "sampling": FigureKind("What sampling steps buy, for each cell and as one law", sampling),
 }
 
 
@@ -58,41 +62,68 @@ class Outcome:
     skipped: str | None = None
 
 
-def draw_all(study: StudyResults, out: Path, only: list[str] | None = None) -> Iterator[Outcome]:
+def draw_all(
+    study: StudyResults,
+    out: Path,
+    only: list[str] | None = None,
+    style: str = "paper",
+    where: str | None = None,
+) -> Iterator[Outcome]:
     """Draw the figures (all, or those named) into folder `out`, one outcome each as it is done.
 
+    Args:
+        style: one of `analysis.style.STYLES`.
+        where: draw the rows for which this expression holds; the sidecars keep it.
+
     Raises:
-        UserError: for an unknown figure, or if `out` is a file.
+        UserError: for an unknown figure or style, an expression that is none, or if `out` is a file.
     """
-    names = list(FIGURES) if only is None else only
-    for name in names:
-        if name not in FIGURES:
-            raise UserError(f"unknown figure '{name}': expected one of {', '.join(FIGURES)}")
+    names = known(only)
+    if style not in STYLES:
+        raise UserError(f"unknown style '{style}': expected one of {', '.join(STYLES)}")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: expected a folder for the figures, choose another --out")
+    filtered = study.where(where)
     out.mkdir(parents=True, exist_ok=True)
     for name in names:
-        yield _draw_one(study, out, name)
+        yield _draw_one(filtered, out, name, STYLES[style], where)
 
 
-def _draw_one(study: StudyResults, out: Path, name: str) -> Outcome:
-    kind = FIGURES[name]
-    with matplotlib.rc_context(RC):
+def known(only: list[str] | None) -> list[str]:
+    """The names of all figures, or those given.
+
+    Raises:
+        UserError: for an unknown one.
+    """
+    for name in only or ():
+        if name not in FIGURES:
+            raise UserError(f"unknown figure '{name}': expected one of {', '.join(FIGURES)}")
+    return list(FIGURES) if only is None else only
+
+
+def drawn(study: StudyResults, name: str, style: Style) -> Drawing:
+    """The figure, in memory.
+
+    Raises:
+        Skipped: if the study does not carry it.
+    """
+    with matplotlib.rc_context(style.rc):
+        return FIGURES[name].draw(study)
+
+
+def _draw_one(study: StudyResults, out: Path, name: str, style: Style, where: str | None) -> Outcome:
+    with matplotlib.rc_context(style.rc):
         try:
-            drawing = kind.draw(study)
+            drawing = FIGURES[name].draw(study)
         except Skipped as reason:
             return Outcome(name, skipped=str(reason))
-        files = _save(drawing.figure, out, name)
+        files = save(drawing.figure, out, name, style.dpi)
     sidecar = out / f"{name}.json"
-    write_sidecar(sidecar, study, name, kind.caption, drawing.rows, drawing.metric, drawing.extra)
+    made = Made(name, FIGURES[name].caption, style.name, where, code_of(name), files)
+    write_sidecar(sidecar, study, made, drawing.rows, drawing.metric, drawing.extra)
     return Outcome(name, (*files, sidecar))
 
 
-def _save(figure: Figure, out: Path, name: str) -> tuple[Path, Path]:
-    """PDF and PNG without dates or versions, so that equal rows give equal bytes."""
-    pdf, png = out / f"{name}.pdf", out / f"{name}.png"
-    figure.set_dpi(PNG_DPI)
-    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
-    figure.set_layout_engine("none")  # the first drawing settled it
-    FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
-    return pdf, png
+def code_of(name: str) -> str:
+    """The hash of the code that draws and saves the figure (see `analysis.provenance.code_digest`)."""
+    return code_digest(FIGURES[name].draw.__module__, save.__module__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from matplotlib.axes import Axes
 
 from analysis.figures.drawing import Drawing, Scores, Skipped, at_common_step, foot, new_figure, scores
 from analysis.figures.scaling import scaling_rows
+from analysis.frames import Frame
 from analysis.results import StudyResults
 from analysis.style import FAINT, MUTED, block_name
 from dit.config import BLOCKS
@@ -20,19 +22,63 @@ from dit.errors import UserError
 _SMALL = 64  # pixels: below, a cell shows ten images, else four
 
 
+@dataclass(frozen=True)
+class Shown:
+    """One cell's samples side by side: (H, W) or (H, W, C) uint8."""
+
+    run: str
+    mosaic: np.ndarray
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Samples of many cells: `cells` in rows `names` and columns `heads`, None where there are none; `paths` by run."""
+
+    what: str
+    names: list[str]
+    heads: list[str]
+    cells: list[list[Shown | None]]
+    labels: str
+    step: int
+    small: bool
+    rows: Frame
+    paths: dict[str, Path]
+    scores: Scores
+
+
 def sizes_by_patches(study: StudyResults) -> Drawing:
     """A row for each size, a column for each patch size, of the scaling figures' block (Fig. 7)."""
+    return _draw(sizes_by_patches_sheet(study))
+
+
+def blocks_by_sizes(study: StudyResults) -> Drawing:
+    """A row for each block, a column for each size, at the smallest patch size that has several blocks."""
+    return _draw(blocks_by_sizes_sheet(study))
+
+
+def sizes_by_patches_sheet(study: StudyResults) -> Sheet:
+    """What `sizes_by_patches` draws.
+
+    Raises:
+        Skipped: if no samples are on record.
+        UserError: if two runs were sampled with different labels.
+    """
     shown = _sampled(study)
     block, rows = scaling_rows(shown)
     sizes = [size for size in study.sizes if size in set(rows["size"])]
     patches = [patch for patch in study.patches if patch in set(rows["patch_size"])]
     keyed = {(row["size"], row["patch_size"]): row for _, row in rows.iloc[::-1].iterrows()}
     grid = [[keyed.get((size, patch)) for patch in patches] for size in sizes]
-    return _draw(study, shown, grid, sizes, [f"Patch size {patch}" for patch in patches], block_name(block))
+    return _sheet(study, shown, grid, sizes, [f"Patch size {patch}" for patch in patches], block_name(block))
 
 
-def blocks_by_sizes(study: StudyResults) -> Drawing:
-    """A row for each block, a column for each size, at the smallest patch size that has several blocks."""
+def blocks_by_sizes_sheet(study: StudyResults) -> Sheet:
+    """What `blocks_by_sizes` draws.
+
+    Raises:
+        Skipped: if no patch size has samples of two blocks.
+        UserError: if two runs were sampled with different labels.
+    """
     shown = _sampled(study)
     several = shown.rows.groupby("patch_size")["block"].nunique()
     several = several[several > 1]
@@ -44,14 +90,8 @@ def blocks_by_sizes(study: StudyResults) -> Drawing:
     sizes = [size for size in study.sizes if size in set(rows["size"])]
     keyed = {(row["block"], row["size"]): row for _, row in rows.iloc[::-1].iterrows()}
     grid = [[keyed.get((block, size)) for size in sizes] for block in blocks]
-    return _draw(
-        study,
-        shown,
-        grid,
-        [block_name(block) for block in blocks],
-        [f"Size {size}" for size in sizes],
-        f"Patch size {patch}",
-    )
+    names, heads = [block_name(block) for block in blocks], [f"Size {size}" for size in sizes]
+    return _sheet(study, shown, grid, names, heads, f"Patch size {patch}")
 
 
 def _sampled(study: StudyResults) -> Scores:
@@ -66,51 +106,64 @@ def _sampled(study: StudyResults) -> Scores:
     return shown.of(at_common_step(rows))
 
 
-def _path(study: StudyResults, row: Any) -> Path:
-    return study.samples[row["run"], row["step"], row["protocol"]]
-
-
 def _images(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with np.load(path) as file:
         return file["images"], file["labels"]
 
 
-def _draw(
-    study: StudyResults,
-    shown: Scores,
-    grid: list[list[Any]],
-    names: list[str],
-    heads: list[str],
-    what: str,
-) -> Drawing:
+def _sheet(
+    study: StudyResults, shown: Scores, grid: list[list[Any]], names: list[str], heads: list[str], what: str
+) -> Sheet:
     present = [row for line in grid for row in line if row is not None]
-    paths = {str(row["run"]): _path(study, row) for row in present}
+    paths = {str(row["run"]): study.samples[row["run"], row["step"], row["protocol"]] for row in present}
     images, first_labels = _images(paths[str(present[0]["run"])])
     chosen, across = _choose(first_labels, images.shape[1])
-    height, width = _mosaic(images[chosen], across).shape[:2]
-    room = 6.3 / len(heads) * height / width
-    figure, panels = new_figure(0.5 + len(names) * (room + 0.06), len(names), len(heads))
-    for line, row_panels, name in zip(grid, panels, names):
-        for row, axes in zip(line, row_panels):
-            if row is None:
+
+    def one(row: Any) -> Shown | None:
+        if row is None:
+            return None
+        images, labels = _images(paths[str(row["run"])])
+        if not np.array_equal(labels[chosen], first_labels[chosen]):
+            raise UserError(
+                f"samples of {row['run']} have other labels than those of {present[0]['run']}: expected the same noise and "
+                "labels in every run; sample them again under one protocol"
+            )
+        return Shown(str(row["run"]), _mosaic(images[chosen], across))
+
+    return Sheet(
+        what=what,
+        names=names,
+        heads=heads,
+        cells=[[one(row) for row in line] for line in grid],
+        labels=", ".join(str(label) for label in first_labels[chosen]),
+        step=int(present[0]["step"]),
+        small=images.shape[1] <= _SMALL,
+        rows=pd.DataFrame(present),
+        paths=paths,
+        scores=shown,
+    )
+
+
+def _draw(sheet: Sheet) -> Drawing:
+    height, width = next(one for line in sheet.cells for one in line if one is not None).mosaic.shape[:2]
+    room = 6.3 / len(sheet.heads) * height / width
+    figure, panels = new_figure(0.5 + len(sheet.names) * (room + 0.06), len(sheet.names), len(sheet.heads))
+    for line, row_panels, name in zip(sheet.cells, panels, sheet.names):
+        for one, axes in zip(line, row_panels):
+            if one is None:
                 _blank(axes, height, width)
-                continue
-            images, labels = _images(paths[str(row["run"])])
-            if not np.array_equal(labels[chosen], first_labels[chosen]):
-                raise UserError(
-                    f"samples of {row['run']} have other labels than those of {present[0]['run']}: expected the same noise and "
-                    "labels in every run; sample them again under one protocol"
-                )
-            axes.imshow(_mosaic(images[chosen], across), interpolation="nearest", cmap="gray", vmin=0, vmax=255)
-            _bare(axes)
+            else:
+                axes.imshow(one.mosaic, interpolation="nearest", cmap="gray", vmin=0, vmax=255)
+                _bare(axes)
         row_panels[0].set_ylabel(name.replace("-", "-\n"), fontweight="bold")
-    for axes, head in zip(panels[0], heads):
+    for axes, head in zip(panels[0], sheet.heads):
         axes.set_title(head)
-    labels = ", ".join(str(label) for label in first_labels[chosen])
-    step = int(present[0]["step"])
-    foot(figure, f"{what}. Same noise and labels ({labels}) in every panel, after {step:,} steps. {shown.foot}")
-    files = {run: hashlib.sha256(path.read_bytes()).hexdigest() for run, path in sorted(paths.items())}
-    return Drawing(figure, pd.DataFrame(present), shown.metric, {"samples_sha256": files})
+    foot(
+        figure,
+        f"{sheet.what}. Same noise and labels ({sheet.labels}) in every panel, after {sheet.step:,} steps. {sheet.scores.foot}",
+    )
+    files = {run: hashlib.sha256(path.read_bytes()).hexdigest() for run, path in sorted(sheet.paths.items())}
+    return Drawing(figure, sheet.rows, sheet.scores.metric, {"samples_sha256": files})
 
 
 def _choose(labels: np.ndarray, side: int) -> tuple[list[int], int]:

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 
 from analysis.figures.drawing import (
     MAIN_BLOCK,
     Drawing,
     Scores,
     Skipped,
+    bar,
     curve,
     empty_figure,
     floor_line,
     foot,
     grid_blocks,
-    has_seeds,
     legend,
     looks_of,
     over_seeds,
     score_axis,
+    score_label,
     scores,
+    spread,
     step_axis,
     title,
 )
 from analysis.frames import Frame
 from analysis.results import StudyResults
-from analysis.style import FAINT, Look, block_name
+from analysis.style import FAINT, Look, block_name, pt, stroke
 
 
 def scaling_rows(shown: Scores) -> tuple[str, Frame]:
@@ -75,9 +78,9 @@ def scaling(study: StudyResults) -> Drawing:
             floor_line(axes, shown)
             title(axes, name)
         score_axis(line[0], shown, label=False)
-    figure.supylabel(shown.label, fontsize=7.5)
+    score_label(figure, shown.label)
     size_looks, patch_looks = [looks.size(size) for size in sizes], [looks.patch(patch) for patch in patches]
-    legend(figure, [*size_looks, *patch_looks], floor=shown.shows_floor, seeds=has_seeds(points))
+    legend(figure, [*size_looks, *patch_looks], floor=shown.shows_floor, seeds=spread(points))
     steps = f" After {int(rows['step'].iloc[0]):,} steps." if one_step else ""
     foot(figure, f"{block_name(block)}.{steps} {shown.foot}")
     return Drawing(figure, rows, shown.metric)
@@ -88,13 +91,23 @@ def _cell(points: Frame, size: str, patch: int) -> Frame:
 
 
 def _at_one_step(axes: Axes, series: list[tuple[Look, Frame]], places: list[str]) -> None:
-    at = [(place, look, one["mean"].iloc[0]) for place, (look, one) in enumerate(series) if not one.empty]
-    axes.plot([place for place, _, _ in at], [mean for _, _, mean in at], color=FAINT, zorder=1)
-    for place, look, mean in at:
-        axes.plot(
-            [place], [mean], color=look.colour, marker=look.marker, markersize=5, linestyle="", markeredgecolor="white"
+    at = [
+        (place, look, one["mean"].iloc[0], one["sd"].iloc[0])
+        for place, (look, one) in enumerate(series)
+        if not one.empty
+    ]
+    axes.plot([place for place, *_ in at], [mean for _, _, mean, _ in at], color=FAINT, zorder=1)
+    for place, look, mean, sd in at:
+        bar(axes, place, mean, sd, look)
+        axes.annotate(
+            f"{mean:.4g}",
+            (place, mean),
+            (0, pt(5)),
+            textcoords="offset points",
+            ha="center",
+            fontsize=pt(6),
+            path_effects=[withStroke(linewidth=stroke(2), foreground="white")],
         )
-        axes.annotate(f"{mean:.4g}", (place, mean), (0, 4), textcoords="offset points", ha="center", fontsize=6)
     axes.set_xticks(range(len(places)), places)
     axes.set_xlim(-0.5, len(places) - 0.5)
     axes.grid(visible=False, axis="x")

@@ -1,0 +1,147 @@
+"""What a reader must know beside a fitted number: too few levels, a parameter at its bound, trends, leverage, distance past the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from analysis.fits.laws import SYMBOLS, Form
+from analysis.fits.observations import VARIABLES, Observations
+from analysis.fits.record import Note
+
+MAX_DECADES = 1.0
+"""Forecasts further past the data than this are refused unless forced."""
+_SAME_LEVEL = 0.1  # natural logarithm: values closer than about ten percent are one level
+_FEW_REPLICATES = 0.9
+_LACK = 3.0
+
+
+def levels(observations: Observations, variable: str) -> int:
+    """Number of distinct levels of a variable: of sizes for parameters, else of values more than ten percent apart."""
+    named = set(observations.labels("size"))
+    if variable == "params" and named != {"custom"}:
+        return len(named)
+    values = np.sort(np.log(observations.column(variable)))
+    return 1 + int((np.diff(values) > _SAME_LEVEL).sum())
+
+
+def trouble(observations: Observations, form: Form) -> str | None:
+    """Why the data cannot determine a form, in one line; None if they can."""
+    for variable, needed in zip(form.variables, form.needs):
+        found = levels(observations, variable)
+        if variable == "images_seen":
+            steps = observations.rows.groupby(observations.cells)["step"].nunique()
+            found = int(np.sort(steps)[-2]) if len(steps) > 1 else 0
+            if found < needed:
+                return (
+                    f"too few levels: {form.name} needs two cells scored at {needed} training steps, there are {found}"
+                )
+        elif found < needed:
+            return f"too few levels: {form.name} needs {needed} of {SYMBOLS[variable]} ({variable}), there are {found}"
+    cells = int(observations.cells.max()) + 1
+    if cells < form.size + 1:
+        return f"too few cells: {form.name} has {form.size} parameters, there are {cells} cells"
+    return None
+
+
+def decades_beyond(form: Form, data: Observations, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """How far outside the data each cell lies: the largest distance over the form's variables and training compute, in decades."""
+    names = [*form.variables, *(["train_gflops"] if "train_gflops" in columns else [])]
+    distance = np.zeros(len(np.atleast_1d(columns[form.variables[0]])))
+    for name in names:
+        seen, value = np.log10(data.column(name)), np.log10(np.asarray(columns[name], dtype=float))
+        distance = np.maximum(distance, np.maximum(value - seen.max(), seen.min() - value))
+    return np.maximum(distance, 0.0)
+
+
+def notes(form: Form, data: Observations, residual: np.ndarray, jacobian: np.ndarray) -> list[Note]:
+    """Notes on a fit from its log residuals (n,) and derivatives (n, p)."""
+    return [*_few(form, data), *_trend(data, residual), *_leverage(data, jacobian), *_not_monotone(data)]
+
+
+def lack_of_fit(residual_sd: float, noise_sd: float | None) -> list[Note]:
+    """Said when the scatter about the law is far above the noise between two trainings: the form misses something."""
+    if not noise_sd or residual_sd < _LACK * noise_sd:
+        return []
+    times = residual_sd / noise_sd
+    return [
+        Note(
+            "lack_of_fit",
+            f"scatter about the law is {times:.0f} times the noise between seeds: the form misses something",
+        )
+    ]
+
+
+def _few(form: Form, data: Observations) -> list[Note]:
+    found = []
+    for variable in form.variables:
+        count = levels(data, variable)
+        if count < 3:
+            found.append(
+                Note(
+                    "too_few_levels", f"{count} levels of {VARIABLES[variable].split(',')[0]}: its curvature is unseen"
+                )
+            )
+    return found
+
+
+def _trend(data: Observations, residual: np.ndarray) -> list[Note]:
+    """Residuals that keep rising or falling with compute: the form bends otherwise than the data do."""
+    order = np.argsort(data.column("train_gflops"))
+    if len(residual) < 8 or np.ptp(residual) < 1e-9:
+        return []
+    half = len(residual) // 3
+    ends = np.concatenate([residual[order][:half], residual[order][-half:]])
+    middle = residual[order][half:-half]
+    slope, chance = spearmanr(data.column("train_gflops"), residual)
+    bend = (ends.mean() - middle.mean()) / (residual.std(ddof=1) * np.sqrt(1 / len(ends) + 1 / len(middle)))
+    found = []
+    if chance < 0.01:
+        word = "rise" if slope > 0 else "fall"
+        found.append(Note("trend", f"residuals {word} with training compute (rank correlation {slope:.2f})"))
+    if abs(bend) > 3:
+        side = "above" if bend > 0 else "below"
+        found.append(
+            Note("trend", f"residuals at both ends of compute lie {side} those in the middle: the form bends otherwise")
+        )
+    return found
+
+
+def _leverage(data: Observations, jacobian: np.ndarray) -> list[Note]:
+    """Cells that alone decide a direction of the parameters: summed leverage of a cell's points above 0.9 of one parameter."""
+    scaled = jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300)
+    left = np.linalg.svd(scaled, full_matrices=False)[0]
+    leverage = (left**2).sum(1)
+    names = data.rows["run"].to_numpy()
+    found = [str(names[index]) for index in np.flatnonzero(leverage > 0.98)]
+    return [Note("leverage", f"the law is pinned by {', '.join(found[:4])}: leverage above 0.98")] if found else []
+
+
+def _not_monotone(data: Observations) -> list[Note]:
+    """Sizes that are worse than the next smaller one at equal block, patch and step."""
+    rows = data.rows.assign(score=data.score)
+    means = rows.groupby(["patch_size", "step", "params"])["score"].mean()
+    worse = 0
+    pairs = 0
+    for _, part in means.groupby(level=["patch_size", "step"]):
+        gains = np.diff(np.log(part.to_numpy()))
+        worse, pairs = worse + int((gains > 0).sum()), pairs + len(gains)
+    if not worse:
+        return []
+    return [
+        Note("not_monotone", f"the larger of two sizes scores worse in {worse} of {pairs} steps up at equal patch size")
+    ]
+
+
+def bootstrap_note(wanted: int, converged: int) -> list[Note]:
+    """Said when many replicates did not converge: intervals then leave out the hardest ones."""
+    if converged >= _FEW_REPLICATES * wanted:
+        return []
+    return [
+        Note(
+            "bootstrap",
+            f"{wanted - converged} of {wanted} resamples did not converge: intervals may be too narrow",
+        )
+    ]

@@ -1,0 +1,112 @@
+"""The page: everything gathered, put into one HTML file by Jinja (which escapes whatever comes from a run), styles and scripts inside."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+import os
+import re
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup, escape
+
+from analysis.figures.drawing import Scores, Skipped, scores
+from analysis.frames import frame
+from analysis.report.charts import charts
+from analysis.report.conclusions import fits
+from analysis.report.costs import costs, duration
+from analysis.report.grids import grids
+from analysis.report.origin import origin
+from analysis.report.tables import cell_table, failures, protocol_table, score_table, written
+from analysis.report.words import protocol_words, summary
+from analysis.results import StudyResults, losses
+from dit.errors import UserError
+from dit.store import load_study
+
+
+def write_report(study: StudyResults, path: Path) -> Path:
+    """Write the page of a study to `path`, whole or not at all.
+
+    Raises:
+        UserError: if `path` is a folder, or two protocols have equal claims to be the main one.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: expected a file for the report, like {path / 'report.html'}")
+    text = render(study)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf8")
+    os.replace(beside, path)
+    return path
+
+
+def render(study: StudyResults) -> str:
+    """The page as text.
+
+    Raises:
+        UserError: as `write_report` does.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("analysis.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["formula"] = _formula
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    shown = _scores(study)
+    logged = frame([], ["run", "step", "loss"]) if study.folder is None else losses(study.folder)
+    logged = logged[logged["run"].isin(set(study.table["run"]))]
+    cost = costs(study, logged)
+    fitted = fits(study)
+    script, library = _asset("report.js"), re.sub(r"\n//# sourceMappingURL=.*", "", _asset("chart.umd.min.js"))
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return environment.get_template("page.html.j2").render(
+        study=study,
+        doc=load_study(study.folder).doc
+        if study.folder
+        else "The numbers that the paper publishes (arXiv:2212.09748).",
+        summary=[*summary(study, shown, cost), *fitted.words],
+        protocol=None if shown is None else protocol_words(study, shown),
+        charts=charts(study, shown, logged),
+        cells=None if shown is None else cell_table(shown),
+        scores=score_table(study),
+        protocols=protocol_table(study),
+        grids=grids(study),
+        fits=fitted,
+        costs=cost,
+        failures=failures(study),
+        origin=origin(study, created),
+        duration=duration,
+        written=written,
+        hashes=Markup(" ".join(map(_policy, (library, script)))),
+        style=Markup(_asset("report.css")),
+        script=Markup(script),
+        library=Markup(library),
+    )
+
+
+def _scores(study: StudyResults) -> Scores | None:
+    try:
+        return scores(study)
+    except Skipped:
+        return None
+
+
+def _asset(name: str) -> str:
+    return (resources.files("analysis.report") / "assets" / name).read_text(encoding="utf8")
+
+
+def _formula(text: str) -> Markup:
+    """A formula in plain text with its exponents raised and its indices lowered."""
+    raised = re.sub(r"\^(-?\w+)", lambda found: f"<sup>{found[1].replace('-', '−')}</sup>", str(escape(text)))
+    return Markup(re.sub(r"_(\w+)", r"<sub>\1</sub>", raised))
+
+
+def _policy(script: str) -> str:
+    """A script's source expression for the page's content security policy: only these two run, whatever else is in the page."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

@@ -1,0 +1,34 @@
+"""Write a study as one HTML page that needs nothing else: summary, tables, charts, samples, fits, costs, failures, provenance.
+
+Open it in any browser, also without network. Gflops count one multiply-add as one flop.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dit.errors import UserError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("source", metavar="DIR|paper", help="a study's folder, or 'paper' for the published numbers")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to write it (default: DIR/report.html)")
+    parser.add_argument("--where", metavar="EXPR", help="use these rows only, like \"block == 'adaln_zero'\"")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the page and print its path."""
+    from analysis.results import collect
+
+    try:
+        from analysis.report.page import write_report
+    except ModuleNotFoundError as error:
+        if error.name not in ("jinja2", "markupsafe"):
+            raise
+        raise UserError("the report needs Jinja2: install it with `pip install 'dit-scaling[report]'`") from error
+
+    study = collect(args.source).where(args.where)
+    folder = study.folder or Path("runs") / args.source
+    print(write_report(study, args.out or folder / "report.html"))
