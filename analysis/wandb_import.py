@@ -136,15 +136,15 @@ def _measured(row: Mapping[str, Any], fields: Fields) -> list[str]:
 
 def _config(one: LoggedRun, fields: Fields) -> RunConfig:
     """The configuration of a run: its own if this package logged it, else what the fields tell."""
-    steps = max((_step(row, fields, one) for row in one.rows), default=0)
+    steps = max((step for step, _ in _by_step(one, fields)), default=0)
     if isinstance(one.config.get("model"), dict) and isinstance(one.config.get("data"), dict):
         return from_json({name: value for name, value in one.config.items() if name != "protocols" and name[0] != "_"})
     config = flat(one.config)
     named = _MODEL_NAME.search(f"{config.get('model', '')} {one.name}")
     config = {**(named.groupdict() if named else {}), **config}
     values = {name: fields.of(name, config) for name in CELL}
-    if values["dataset"] not in DATASETS and f"imagenet{values['image_size']}" in DATASETS:
-        values["dataset"] = f"imagenet{values['image_size']}"
+    if values["dataset"] not in DATASETS and values["image_size"] is not None:
+        values["dataset"] = f"imagenet{_whole(one, 'image_size', values['image_size'])}"
     for name in ("block", "size", "patch_size", "dataset", "batch_size"):
         if values[name] is None:
             raise UserError(
@@ -159,7 +159,7 @@ def _config(one: LoggedRun, fields: Fields) -> RunConfig:
     )
     model = model_config(values["block"], str(values["size"]), patch_size, data, values["ladder"] or "dit")
     rate = values["learning_rate"]
-    optim = OptimConfig() if rate is None else replace(OptimConfig(), learning_rate=float(rate))
+    optim = OptimConfig() if rate is None else replace(OptimConfig(), learning_rate=_real(one, "learning_rate", rate))
     return RunConfig(model, data, max(steps, 1), batch_size, seed, optim=optim)
 
 
@@ -167,28 +167,32 @@ def _write_run(store: RunStore, one: LoggedRun, fields: Fields, study: str) -> N
     """Metrics, scores and status of one run, and what wandb said of it."""
     store.create()
     write_json(store.path / "imported.json", {"source": one.source, "name": one.name, "config": one.config})
-    last = 0
+    rows = _by_step(one, fields)
     extra = [name for name in fields.named if fields.is_metric(name)]
     merged: dict[int, Row] = {}
-    for row in one.rows:
-        step = _step(row, fields, one)
+    for step, row in rows:
         found = {name: _number(fields.of(name, row)) for name in dict.fromkeys([*LOGGED, *extra])}
         merged.setdefault(step, {}).update({name: value for name, value in found.items() if value is not None})
-        last = max(last, step)
     with closing(MetricsWriter(store.path, 1)) as metrics:
         for step in sorted(step for step, row in merged.items() if row):
             metrics.write({"step": step, **merged[step], "train_gflops": step_columns(store.run, step)["train_gflops"]})
     places: Counter[tuple[int, str]] = Counter()
-    for row in one.rows:
-        _write_scores(store, one, row, fields, study, places)
+    for step, row in rows:
+        _write_scores(store, one, step, row, fields, study, places)
     failed = one.state in ("failed", "crashed", "killed")
     state = FAILED if failed else DONE if one.state == FINISHED else RUNNING
-    store.set_status(state, step=last, attempt=1, **({"reason": f"{one.state} in wandb"} if failed else {}))
+    store.set_status(
+        state,
+        step=max((step for step, _ in rows), default=0),
+        attempt=1,
+        **({"reason": f"{one.state} in wandb"} if failed else {}),
+    )
 
 
 def _write_scores(
     store: RunStore,
     one: LoggedRun,
+    step: int,
     row: Mapping[str, Any],
     fields: Fields,
     study: str,
@@ -200,7 +204,6 @@ def _write_scores(
         places: how many scores of that name and step came before; counted up here.
     """
     families = {"fid": SCORES, **{name: (name,) for name in (*row, *fields.named) if name.startswith("fd_")}}
-    step = _step(row, fields, one)
     for metric, names in families.items():
         scores = {name: _number(fields.of(name, row)) for name in names}
         scores = {name: value for name, value in scores.items() if value is not None}
@@ -249,26 +252,47 @@ def _protocol(
         )
     for name in ("num_samples", "sampling_steps", "sample_seed"):
         stated[name] = None if stated[name] is None else _whole(one, name, stated[name])
+    if stated["cfg_scale"] is not None:
+        stated["cfg_scale"] = _real(one, "cfg_scale", stated["cfg_scale"])
     features = "inception" if metric == "fid" else metric.removeprefix("fd_")
     return {"features": features, "extractor_sha256": None, "reference_sha256": None, "cfg_channels": None, **stated}
 
 
-def _step(row: Mapping[str, Any], fields: Fields, one: LoggedRun) -> int:
-    value = fields.of("step", row)
-    if value is None:
-        raise UserError(
-            f"a row of run '{one.name}' has no step: give --map step=COLUMN; its columns are {', '.join(row)}"
-        )
-    return _whole(one, "step", value)
+def _by_step(one: LoggedRun, fields: Fields) -> list[tuple[int, dict[str, Any]]]:
+    """The rows that hold a loss or a score, each with its training step, which all of them must log under one name.
+
+    wandb's own `_step` counts calls where a trainer logs its step beside it, so the two are never mixed.
+    """
+    there = one.columns()
+    usual = (fields.named["step"],) if "step" in fields.named else USUAL["step"]
+    column = next((name for name in usual if name in there), None)
+    found = []
+    for row in one.rows:
+        if not any(_number(fields.of(name, row)) is not None for name in _measured(row, fields)):
+            continue
+        if column not in row:
+            raise UserError(
+                f"a row of run '{one.name}' has no {column or 'step'}: give --map step=COLUMN; its columns are {', '.join(row)}"
+            )
+        found.append((_whole(one, "step", row[column]), row))
+    return found
 
 
 def _whole(one: LoggedRun, name: str, value: Any) -> int:
+    number = _real(one, name, value)
+    if number != int(number):
+        raise UserError(f"run '{one.name}': {name} is {value!r}, expected a whole number: see --map and --set")
+    return int(number)
+
+
+def _real(one: LoggedRun, name: str, value: Any) -> float:
     try:
-        if float(value) == int(float(value)):
-            return int(float(value))
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise UserError(f"run '{one.name}': {name} is {value!r}, expected a whole number: see --map and --set")
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"run '{one.name}': {name} is {value!r}, expected a number: see --map and --set")
+    return number
 
 
 def _number(value: Any) -> float | int | None:
