@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import spearmanr, t
 
 from analysis.fits.laws import SYMBOLS, Form
 from analysis.fits.observations import VARIABLES, Observations
@@ -89,19 +89,15 @@ def _few(form: Form, data: Observations) -> list[Note]:
 
 def _trend(data: Observations, residual: np.ndarray) -> list[Note]:
     """Residuals that keep rising or falling with compute: the form bends otherwise than the data do."""
-    order = np.argsort(data.column("train_gflops"))
     if len(residual) < 8 or np.ptp(residual) < 1e-9:
         return []
-    half = len(residual) // 3
-    ends = np.concatenate([residual[order][:half], residual[order][-half:]])
-    middle = residual[order][half:-half]
-    slope, chance = spearmanr(data.column("train_gflops"), residual)
-    bend = (ends.mean() - middle.mean()) / (residual.std(ddof=1) * np.sqrt(1 / len(ends) + 1 / len(middle)))
+    slope, chance = np.asarray(spearmanr(data.column("train_gflops"), residual), dtype=float)
+    bend = _curvature(np.log(data.column("train_gflops")), residual)
     found = []
     if chance < 0.01:
         word = "rise" if slope > 0 else "fall"
         found.append(Note("trend", f"residuals {word} with training compute (rank correlation {slope:.2f})"))
-    if abs(bend) > 3:
+    if abs(bend) > t.ppf(0.995, len(residual) - 3):
         side = "above" if bend > 0 else "below"
         found.append(
             Note("trend", f"residuals at both ends of compute lie {side} those in the middle: the form bends otherwise")
@@ -109,8 +105,17 @@ def _trend(data: Observations, residual: np.ndarray) -> list[Note]:
     return found
 
 
+def _curvature(x: np.ndarray, y: np.ndarray) -> float:
+    """Student's t of the square term in a parabola through (x, y)."""
+    x = (x - x.mean()) / x.std()
+    design = np.stack([np.ones_like(x), x, x**2], axis=1)
+    coefficients, *_ = np.linalg.lstsq(design, y, rcond=None)
+    variance = np.sum((y - design @ coefficients) ** 2) / (len(y) - 3)
+    return float(coefficients[2] / np.sqrt(variance * np.linalg.inv(design.T @ design)[2, 2]))
+
+
 def _leverage(data: Observations, jacobian: np.ndarray) -> list[Note]:
-    """Cells that alone decide a direction of the parameters: summed leverage of a cell's points above 0.9 of one parameter."""
+    """Scores that the law passes through whatever they are: leverage in the linearised fit above 0.98."""
     scaled = jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300)
     left = np.linalg.svd(scaled, full_matrices=False)[0]
     leverage = (left**2).sum(1)
