@@ -8,6 +8,7 @@ from synthetic_study import cells, evaluations, write_run
 
 from analysis.fits.conclusions import conclude
 from analysis.fits.fit import Refusal
+from analysis.fits.summary import text
 from analysis.results import collect
 from dit.cli import main
 from dit.store import Study, save_study
@@ -26,7 +27,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(folder):
-    return conclude(collect(folder), replicates=100)
+    return conclude(collect(folder).where("step >= 600"), replicates=100)
 
 
 def test_a_study_carries_every_conclusion(found):
@@ -44,9 +45,8 @@ def test_conclusions_are_json(found):
     assert value["sampling"]["amplitude"]["value"] > 0 and value["methods"]["items"]
 
 
-def test_the_text_has_every_section(folder, capsys):
-    assert main(["fit", str(folder), "--replicates", "100"]) == 0
-    printed = capsys.readouterr().out
+def test_the_text_has_every_section(found):
+    printed = text(found)
     sections = ("Laws of block adaln_zero", "Forward validation", "Correlations", "Blocks", "Frontier", "isoFLOP")
     for section in (*sections, "Sampling steps", "Methods of the first law"):
         assert f"\n{section}\n{'=' * len(section)}\n" in printed

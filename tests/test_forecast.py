@@ -9,6 +9,7 @@ import synthetic_study
 from synthetic_study import cells, score_of, write_run, write_study
 
 from analysis import forecast
+from analysis.fits.validation import validate
 from analysis.results import collect
 from dit.cli import main
 from dit.errors import UserError
@@ -24,6 +25,13 @@ def planned(folder):
     write_study(folder, SMALL)
     save_study(folder, Study("demo", "A made-up study.", RUNS))
     return folder
+
+
+@pytest.fixture
+def few_forms(monkeypatch):
+    """Three forms instead of all: where validation is not what is tested."""
+    forms = ("power", "surface", "surface+images")
+    monkeypatch.setattr(forecast, "validate", lambda data, loss: validate(data, forms, loss))
 
 
 @pytest.fixture
@@ -70,7 +78,7 @@ def test_a_forecast_is_frozen_before_training_and_scored_after(folder, capsys):
 
 
 @pytest.mark.parametrize("harm", ["number", "date", "name", "input"])
-def test_a_changed_forecast_is_found_out(folder, capsys, harm):
+def test_a_changed_forecast_is_found_out(folder, few_forms, capsys, harm):
     assert main(["forecast", str(folder), "--for", "XL/2"]) == 0
     path = only_forecast(folder)
     value = json.loads(path.read_text())
@@ -93,18 +101,18 @@ def test_a_changed_forecast_is_found_out(folder, capsys, harm):
     assert ("1 of its 45 input scores have changed" if harm == "input" else "tampered") in said
 
 
-def test_a_known_score_is_not_forecast_unless_it_says_so(folder):
+def test_a_known_score_is_not_forecast_unless_it_says_so(folder, few_forms):
     study = collect(folder)
-    with pytest.raises(UserError, match=r"adaln_zero L/4 already has fd_digits .* at step 1000: .*--retrospective"):
+    with pytest.raises(UserError, match=r"adaln_zero L/4 already has fd_digits .* at step 200: .*--retrospective"):
         forecast.freeze(study, "L")
     made = forecast.freeze(study, "L", retrospective=True, form="surface")
     assert made.retrospective and not {row["run"] for row in made.inputs} & {run.run for run in SMALL[6:]}
     assert made.laws[0].median_error is None and "no forward validation" in made.cells[0].said
-    with pytest.raises(UserError, match="no form can be chosen .* name one with --form"):
+    with pytest.raises(UserError, match=r"no form can be chosen .* name one with --form"):
         forecast.freeze(study, "L", retrospective=True)
 
 
-def test_a_size_that_the_study_lacks_is_forecast_from_its_ladder(tmp_path, monkeypatch):
+def test_a_size_that_the_study_lacks_is_forecast_from_its_ladder(tmp_path, few_forms, monkeypatch):
     monkeypatch.setattr(synthetic_study, "_images", lambda score: np.zeros((1, 8, 8, 1), np.uint8))
     study = collect(write_study(tmp_path / "study", SMALL))
     made = forecast.freeze(study, "XL/2")
@@ -114,7 +122,7 @@ def test_a_size_that_the_study_lacks_is_forecast_from_its_ladder(tmp_path, monke
     assert cell.score == pytest.approx(score_of(run, run.evaluations[-1]), rel=0.15)
 
 
-def test_far_forecasts_are_refused_unless_forced(folder, monkeypatch):
+def test_far_forecasts_are_refused_unless_forced(folder, few_forms, monkeypatch):
     monkeypatch.setattr(forecast, "MAX_DECADES", 0.01)
     study = collect(folder)
     [cell] = forecast.freeze(study, "XL/1").cells
@@ -122,7 +130,7 @@ def test_far_forecasts_are_refused_unless_forced(folder, monkeypatch):
     assert forecast.freeze(study, "XL/1", force=True).cells[0].score > 0
 
 
-def test_a_form_of_one_step_does_not_know_another(folder):
+def test_a_form_of_one_step_does_not_know_another(folder, few_forms):
     later = tuple(
         replace(run, steps=3000, evaluations=tuple(replace(one, step=one.step * 3) for one in run.evaluations[-1:]))
         for run in LARGE
@@ -133,10 +141,10 @@ def test_a_form_of_one_step_does_not_know_another(folder):
     assert all(cell.score for cell in forecast.freeze(collect(folder), "XL", form="surface+images").cells)
 
 
-def test_the_interval_is_no_narrower_than_the_forward_error(folder):
-    made = forecast.freeze(collect(folder), "XL/2", form="params+tokens+images")
+def test_the_interval_is_no_narrower_than_the_forward_error(folder, few_forms):
+    made = forecast.freeze(collect(folder), "XL/2", form="surface+images")
     [cell], [law] = made.cells, made.laws
-    assert law.rms_error > 0.1
+    assert law.rms_error > 0.01
     assert np.log(cell.prediction.high / cell.prediction.low) > 2 * 1.7 * law.rms_error
 
 
@@ -164,7 +172,7 @@ def test_no_forecast_yet_is_one_line(folder, capsys):
     assert "is not a forecast" in capsys.readouterr().err
 
 
-def test_a_frozen_forecast_is_not_overwritten(folder, tmp_path):
+def test_a_frozen_forecast_is_not_overwritten(folder, few_forms, tmp_path):
     made = forecast.freeze(collect(folder), "XL/2")
     forecast.save(made, tmp_path)
     with pytest.raises(UserError, match="is not overwritten"):

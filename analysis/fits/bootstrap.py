@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis.fits.refine import Problem, minimise
+from analysis.fits.refine import RESAMPLE_TOLERANCE, Problem, minimise
 
 
 def degrees_of_freedom(clusters: int, parameters: int) -> int:
@@ -65,5 +65,6 @@ def resample(
     """Parameters (p,) fitted again to fitted log scores plus `moved` (replicates, n) -> (replicates that converged, p)."""
     fitted = problem.form.log_score(theta[None], problem.u, problem.group)[0]
     weights = np.ones(moved.shape[1])
-    found, _, converged = minimise(problem, np.repeat(theta[None], len(moved), axis=0), fitted + moved, weights)
+    start = np.repeat(theta[None], len(moved), axis=0)
+    found, _, converged = minimise(problem, start, fitted + moved, weights, RESAMPLE_TOLERANCE)
     return found[converged]

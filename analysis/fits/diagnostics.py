@@ -18,29 +18,32 @@ _FEW_REPLICATES = 0.9
 _LACK = 3.0
 
 
-def levels(observations: Observations, variable: str) -> int:
-    """Number of distinct levels of a variable: of sizes for parameters, else of values more than ten percent apart."""
-    named = set(observations.labels("size"))
+def levels(observations: Observations, variable: str, kept: np.ndarray | None = None) -> int:
+    """Number of distinct levels of a variable: of sizes for parameters, else of values more than ten percent apart.
+
+    `images_seen` counts the training steps of the cell with the second most, since one cell alone does not tell what steps do.
+    """
+    kept = np.ones(len(observations), dtype=bool) if kept is None else kept
+    if variable == "images_seen":
+        cells, steps = observations.cells[kept], observations.column("step")[kept]
+        counts = sorted(len(set(steps[cells == one])) for one in set(cells))
+        return counts[-2] if len(counts) > 1 else 0
+    named = set(observations.labels("size")[kept])
     if variable == "params" and named != {"custom"}:
         return len(named)
-    values = np.sort(np.log(observations.column(variable)))
+    values = np.sort(np.log(observations.column(variable)[kept]))
     return 1 + int((np.diff(values) > _SAME_LEVEL).sum())
 
 
-def trouble(observations: Observations, form: Form) -> str | None:
-    """Why the data cannot determine a form, in one line; None if they can."""
+def trouble(observations: Observations, form: Form, kept: np.ndarray | None = None) -> str | None:
+    """Why the data (or the rows `kept` of them) cannot determine a form, in one line; None if they can."""
     for variable, needed in zip(form.variables, form.needs):
-        found = levels(observations, variable)
-        if variable == "images_seen":
-            steps = observations.rows.groupby(observations.cells)["step"].nunique()
-            found = int(np.sort(steps)[-2]) if len(steps) > 1 else 0
-            if found < needed:
-                return (
-                    f"too few levels: {form.name} needs two cells scored at {needed} training steps, there are {found}"
-                )
-        elif found < needed:
+        found = levels(observations, variable, kept)
+        if found < needed and variable == "images_seen":
+            return f"too few levels: {form.name} needs two cells scored at {needed} training steps, there are {found}"
+        if found < needed:
             return f"too few levels: {form.name} needs {needed} of {SYMBOLS[variable]} ({variable}), there are {found}"
-    cells = int(observations.cells.max()) + 1
+    cells = len(set(observations.cells if kept is None else observations.cells[kept]))
     if cells < form.size + 1:
         return f"too few cells: {form.name} has {form.size} parameters, there are {cells} cells"
     return None

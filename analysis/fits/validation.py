@@ -19,9 +19,9 @@ from analysis.fits.laws import FORMS, Form
 from analysis.fits.noise import noise_of
 from analysis.fits.observations import CELL, VARIABLES, Observations
 from analysis.fits.record import Record
-from analysis.fits.refine import minimise
+from analysis.fits.refine import RESAMPLE_TOLERANCE, minimise
 
-_FOLD_REPLICATES = 200
+_FOLD_REPLICATES = 100
 _TIE = 1.1  # forward errors within a tenth of each other, or within the noise, are equally good
 
 
@@ -159,13 +159,14 @@ def _left_out(observations: Observations, form: Form, loss: str) -> tuple[np.nda
 def _errors(estimate: Estimate, loss: str, masks: list[np.ndarray]) -> np.ndarray:
     """Relative errors where each mask is False and the step is the last common one, from fits to where it is True."""
     form, data = estimate.form, estimate.data
-    masks = [mask for mask in masks if not diagnostics.trouble(data.at(mask), form)]
+    masks = [mask for mask in masks if not diagnostics.trouble(data, form, mask)]
     if not masks:
         return np.empty(0)
     u = np.log(np.stack([data.column(name) for name in form.variables], axis=1)) - estimate.centers
     target = np.log(data.score) - np.log(estimate.scale)
     start = np.repeat(estimate.theta[None], len(masks), axis=0)
-    theta = minimise(problem_of(form, u, loss), start, target, np.stack(masks).astype(float))[0]
+    weights = np.stack(masks).astype(float)
+    theta = minimise(problem_of(form, u, loss), start, target, weights, RESAMPLE_TOLERANCE)[0]
     predicted = form.log_score(theta, u)
     last = data.rows["step"].to_numpy() == data.at_common_step().rows["step"].iloc[0]
     return np.concatenate([np.expm1((line - target)[~mask & last]) for line, mask in zip(predicted, masks)])
