@@ -128,6 +128,14 @@ def test_advice_of_a_finished_study_says_that_the_score_is_known(capsys):
     assert "adaln_zero XL/2 has its score already" in printed and "in_context XL/2" in printed.split("Next run")[0]
 
 
+def test_without_seeds_the_noise_is_unknown_and_said(folder):
+    study = collect(folder).where("seed == 0 and step >= 600")
+    found = advise(study, "XL/1")
+    assert not [one for one in found.candidates if one.kind == "seed"]
+    assert any("second seeds cannot be valued" in note.text for note in found.notes)
+    assert all(one.interval.high > one.ratio for one in (*found.hopeless, *found.undecided))
+
+
 def test_advice_as_json(folder, advice, capsys, monkeypatch):
     monkeypatch.setattr(module, "advise", lambda study, target: advice)
     assert main(["advise", str(folder), "--for", "XL/1", "--json"]) == 0

@@ -184,6 +184,13 @@ def test_a_sampling_law_needs_three_numbers_of_steps():
     assert found.cells[0].own_exponent.value is None and "too few levels" in found.cells[0].own_exponent.said
 
 
+def test_cells_that_do_not_gain_alike_are_said():
+    flat = sampled({"S": 60.0}, amplitude=0.0, sizes=("S",)).rows.to_dict("records")
+    data = observed([*flat, *sampled({"B": 40.0, "L": 20.0}, sizes=("B", "L")).rows.to_dict("records")])
+    assert "lack_of_fit" in {note.kind for note in sampling_law(data, replicates=100).notes}
+    assert not sampling_law(sampled(BASES), replicates=100).notes
+
+
 def test_derivatives_of_the_sampling_law():
     model, group = SamplingModel(2), np.array([0, 1, 1])
     theta, u = np.array([0.3, 0.5, 0.7, 1.1]), np.array([[-1.0], [0.2], [0.9]])
