@@ -15,7 +15,7 @@ import numpy as np
 from analysis.fits.fit import LawFit, NotIdentified, fit_law
 from analysis.fits.frontier import Frontier, frontier
 from analysis.fits.laws import FORMS
-from analysis.fits.noise import RETRAINING_OVER_RESAMPLING
+from analysis.fits.noise import RETRAINING_OVER_RESAMPLING, noise_of
 from analysis.fits.observations import VARIABLES, Observations, main_block, observe
 from analysis.fits.record import Interval, Note, Record
 from analysis.fits.validation import Validation, validate
@@ -85,6 +85,9 @@ def advise(study: StudyResults, target: str | None = None, loss: str = "huber") 
     aim = _aim(observations, targets, target)
     laws: dict[str, tuple[LawFit, Validation]] = {}
     for block, ours in observations.by_block():
+        needed = noise_of(observations).relative_sd is None or _has_open(observations, targets, block)
+        if block != aim.cell[0] and not needed:
+            continue
         try:
             laws[block] = _law(ours, loss)
         except NotIdentified as reason:
@@ -106,7 +109,13 @@ def advise(study: StudyResults, target: str | None = None, loss: str = "huber") 
             Note("target", f"{aim.name} has its score already: the law there can still be narrowed, the score is known")
         )
     if law.noise.relative_sd is None:
-        notes.append(Note("noise", f"a second seed cannot be valued: noise {law.noise.source}"))
+        notes.append(
+            Note(
+                "noise",
+                "second seeds cannot be valued, and intervals of measured ratios are of the scatter about the block's law: noise "
+                f"{law.noise.source}",
+            )
+        )
     return Advice(
         study=study.name,
         target=f"{aim.name} at step {design.step}",
@@ -130,6 +139,12 @@ def _aim(observations: Observations, targets: list[Target], target: str | None) 
     ours = [one for one in targets if one.cell[0] == block]
     unscored = [one for one in ours if not _scored(observations, one, one.steps[-1])]
     return max(unscored or ours, key=lambda one: (one.status != "not in the study", one.row["train_gflops"]))
+
+
+def _has_open(observations: Observations, targets: list[Target], block: str) -> bool:
+    """Whether the study plans a cell of the block that has not its last score yet."""
+    ours = [one for one in targets if one.cell[0] == block and one.status != "not in the study"]
+    return any(not _scored(observations, one, one.steps[-1]) for one in ours)
 
 
 def _scored(observations: Observations, target: Target, step: int) -> bool:
@@ -170,8 +185,10 @@ def _above(
         if gap is None and ahead is None:
             continue
         if gap is not None and (ahead is None or ahead[0] >= gap.ratio):
-            sd = max(edge.noise.sd, law.estimate.new_run_sd if law and edge.noise.relative_sd is None else 0.0)
-            between = gap.interval or Interval(gap.ratio * np.exp(-2.8 * sd), gap.ratio * np.exp(2.8 * sd))
+            between = gap.interval
+            if between is None:
+                half = 1.96 * np.sqrt(2) * (law.estimate.new_run_sd if law else np.inf)
+                between = Interval(gap.ratio * np.exp(-half), gap.ratio * np.exp(half))
             said = f"measured {gap.ratio:.3f} times the frontier at {gap.train_gflops:.3g} Gflops"
             if ahead is not None:
                 said += f", forecast {ahead[0]:.3f} times at its planned end"
@@ -281,7 +298,8 @@ def _candidates(design: _Design, targets: list[Target]) -> list[Candidate]:
             kind = "new" if target.status == "not in the study" else "planned"
             found.append(_candidate(design, kind, target, steps, None, target.at(steps[-1])["train_gflops"]))
             continue
-        found.append(_candidate(design, "seed", target, done, None, target.at(done[-1])["train_gflops"]))
+        if design.law.noise.relative_sd is not None:
+            found.append(_candidate(design, "seed", target, done, None, target.at(done[-1])["train_gflops"]))
         if design.common is None:
             step = _LONGER * done[-1]
             cost = target.at(step)["train_gflops"] - target.at(done[-1])["train_gflops"]

@@ -25,6 +25,8 @@ EQUATION = "L = base (1 + K S^-k), S sampling steps; base for each cell, K and k
 _LEAST_STEPS = 3
 _OWN_STEPS = 4
 _STARTS = 8
+_LACK, _LEAST_SCATTER = 3.0, 0.01
+_NOTHING = 1e-9  # an excess over the base that rounding alone can make
 _CURVE_POINTS = 60
 
 
@@ -140,6 +142,14 @@ def sampling_law(observations: Observations, replicates: int = REPLICATES) -> Sa
     notes = []
     if theta[-2] <= 0:
         notes.append(Note("at_bound", "K is at its bound 0: more sampling steps buy nothing that these scores show"))
+    scatter = float(np.sqrt(np.mean(residual**2)))
+    if scatter > _LACK * max(noise_sd, _LEAST_SCATTER):
+        notes.append(
+            Note(
+                "lack_of_fit",
+                f"cells do not gain alike: scatter about the shared law {scatter:.1%}, read each cell by itself",
+            )
+        )
     amplitude, exponent = _shared(theta, spread, center)
     cells = tuple(
         _cell(data.at(group == one), theta, spread, one, center, noise_sd, replicates) for one in range(model.cells)
@@ -157,7 +167,7 @@ def sampling_law(observations: Observations, replicates: int = REPLICATES) -> Sa
         cells=cells,
         buy_back=tuple(_buy_back(cells, theta, spread, center)),
         gain=gain,
-        residual_sd=float(np.sqrt(np.mean(residual**2))),
+        residual_sd=scatter,
         notes=tuple(notes),
     )
 
@@ -189,6 +199,7 @@ def _fit(
     problem = Problem(model, u[:, None], group=group)
     theta, loss, _ = minimise(problem, model.starts(problem.u, target, group), target, np.ones(len(target)))
     best = theta[np.argmin(loss)]
+    best[-2] = 0.0 if best[-2] < _NOTHING else best[-2]
     residual = target - model.log_score(best[None], problem.u, group)[0]
     points = np.arange(len(target))
     moved = bootstrap.perturbations(
