@@ -150,7 +150,7 @@ def _log_ratios(data: Observations, place: pd.Series, block: str, reference: str
         parts.append(
             pd.DataFrame({"score": np.log(part[data.metric]), "compute": np.log(part["train_gflops"]), "seeds": seeds})
         )
-    both = parts[0].join(parts[1], rsuffix="_reference").dropna()
+    both = parts[0].join(parts[1].add_suffix("_reference")).dropna()
     both["ratio"] = both["score"] - both["score_reference"]
     both["cost"] = both["compute"] - both["compute_reference"]
     return both
