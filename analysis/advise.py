@@ -85,6 +85,8 @@ def advise(study: StudyResults, target: str | None = None, loss: str = "huber") 
     aim = _aim(observations, targets, target)
     laws: dict[str, tuple[LawFit, Validation]] = {}
     for block, ours in observations.by_block():
+        if block != aim.cell[0] and not _has_open(observations, targets, block):
+            continue
         try:
             laws[block] = _law(ours, loss)
         except NotIdentified as reason:
@@ -130,6 +132,12 @@ def _aim(observations: Observations, targets: list[Target], target: str | None) 
     ours = [one for one in targets if one.cell[0] == block]
     unscored = [one for one in ours if not _scored(observations, one, one.steps[-1])]
     return max(unscored or ours, key=lambda one: (one.status != "not in the study", one.row["train_gflops"]))
+
+
+def _has_open(observations: Observations, targets: list[Target], block: str) -> bool:
+    """Whether the study plans a cell of the block that has not its last score yet."""
+    ours = [one for one in targets if one.cell[0] == block and one.status != "not in the study"]
+    return any(not _scored(observations, one, one.steps[-1]) for one in ours)
 
 
 def _scored(observations: Observations, target: Target, step: int) -> bool:

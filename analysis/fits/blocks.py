@@ -1,7 +1,8 @@
 """Block type as a multiplier of compute: how many times the compute of the reference block a block needs for the same score.
 
 All blocks share E, A and the exponent; block b follows E + A (C / m_b)^-a, so m_b > 1 costs more. Fitted to the cells (size and patch size)
-that all of them have, at the common training step; resampling moves a cell of all blocks together, so what the law misses there cancels.
+that all of them have, at the common training step, by least squares of log scores: what the law misses in a cell of all blocks then
+cancels in their differences, in the estimate and in its resamples, which move a cell of all blocks together.
 To plot: `BlockMultiplier.multiplier` as a dot with `interval`; 1 is the reference.
 """
 
@@ -115,7 +116,7 @@ def _joint(
     group = np.array([blocks.index(block) for block in data.labels("block")])
     log_compute, target = np.log(data.column("train_gflops"))[:, None], np.log(data.score)
     center, scale = log_compute.mean(0), np.exp(target.mean())
-    problem = Problem(form, log_compute - center, group=group, groups=len(blocks))
+    problem = Problem(form, log_compute - center, group=group, delta=np.inf, groups=len(blocks))
     target, weights = target - np.log(scale), np.ones(len(target))
     starts = varpro.starts(form, problem.u, target, weights, groups=len(blocks))
     theta, loss, _ = minimise(problem, starts, target, weights)
@@ -187,7 +188,7 @@ def _multiplier(
     middle = logs["ratio"].mean()
     own, said = None, None
     with contextlib.suppress(NotIdentified):
-        own = fit_law(data.of_block(block), "power", replicates=300).parameters[1]
+        own = fit_law(data.of_block(block), "power", replicates=len(replicates)).parameters[1]
     if not together:
         names = ", ".join(f"{size}/{patch}" for size, patch, _ in logs.index)
         said = f"rests on {count} cell{'s' * (count > 1)} ({names}) and the reference's exponent: how it varies over cells is not known"

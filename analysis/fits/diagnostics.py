@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import spearmanr, t
 
 from analysis.fits.laws import SYMBOLS, Form
 from analysis.fits.observations import VARIABLES, Observations
@@ -18,29 +18,32 @@ _FEW_REPLICATES = 0.9
 _LACK = 3.0
 
 
-def levels(observations: Observations, variable: str) -> int:
-    """Number of distinct levels of a variable: of sizes for parameters, else of values more than ten percent apart."""
-    named = set(observations.labels("size"))
+def levels(observations: Observations, variable: str, kept: np.ndarray | None = None) -> int:
+    """Number of distinct levels of a variable: of sizes for parameters, else of values more than ten percent apart.
+
+    `images_seen` counts the training steps of the cell with the second most, since one cell alone does not tell what steps do.
+    """
+    kept = np.ones(len(observations), dtype=bool) if kept is None else kept
+    if variable == "images_seen":
+        cells, steps = observations.cells[kept], observations.column("step")[kept]
+        counts = sorted(len(set(steps[cells == one])) for one in set(cells))
+        return counts[-2] if len(counts) > 1 else 0
+    named = set(observations.labels("size")[kept])
     if variable == "params" and named != {"custom"}:
         return len(named)
-    values = np.sort(np.log(observations.column(variable)))
+    values = np.sort(np.log(observations.column(variable)[kept]))
     return 1 + int((np.diff(values) > _SAME_LEVEL).sum())
 
 
-def trouble(observations: Observations, form: Form) -> str | None:
-    """Why the data cannot determine a form, in one line; None if they can."""
+def trouble(observations: Observations, form: Form, kept: np.ndarray | None = None) -> str | None:
+    """Why the data (or the rows `kept` of them) cannot determine a form, in one line; None if they can."""
     for variable, needed in zip(form.variables, form.needs):
-        found = levels(observations, variable)
-        if variable == "images_seen":
-            steps = observations.rows.groupby(observations.cells)["step"].nunique()
-            found = int(np.sort(steps)[-2]) if len(steps) > 1 else 0
-            if found < needed:
-                return (
-                    f"too few levels: {form.name} needs two cells scored at {needed} training steps, there are {found}"
-                )
-        elif found < needed:
+        found = levels(observations, variable, kept)
+        if found < needed and variable == "images_seen":
+            return f"too few levels: {form.name} needs two cells scored at {needed} training steps, there are {found}"
+        if found < needed:
             return f"too few levels: {form.name} needs {needed} of {SYMBOLS[variable]} ({variable}), there are {found}"
-    cells = int(observations.cells.max()) + 1
+    cells = len(set(observations.cells if kept is None else observations.cells[kept]))
     if cells < form.size + 1:
         return f"too few cells: {form.name} has {form.size} parameters, there are {cells} cells"
     return None
@@ -89,19 +92,15 @@ def _few(form: Form, data: Observations) -> list[Note]:
 
 def _trend(data: Observations, residual: np.ndarray) -> list[Note]:
     """Residuals that keep rising or falling with compute: the form bends otherwise than the data do."""
-    order = np.argsort(data.column("train_gflops"))
     if len(residual) < 8 or np.ptp(residual) < 1e-9:
         return []
-    half = len(residual) // 3
-    ends = np.concatenate([residual[order][:half], residual[order][-half:]])
-    middle = residual[order][half:-half]
-    slope, chance = spearmanr(data.column("train_gflops"), residual)
-    bend = (ends.mean() - middle.mean()) / (residual.std(ddof=1) * np.sqrt(1 / len(ends) + 1 / len(middle)))
+    slope, chance = np.asarray(spearmanr(data.column("train_gflops"), residual), dtype=float)
+    bend = _curvature(np.log(data.column("train_gflops")), residual)
     found = []
     if chance < 0.01:
         word = "rise" if slope > 0 else "fall"
         found.append(Note("trend", f"residuals {word} with training compute (rank correlation {slope:.2f})"))
-    if abs(bend) > 3:
+    if abs(bend) > t.ppf(0.995, len(residual) - 3):
         side = "above" if bend > 0 else "below"
         found.append(
             Note("trend", f"residuals at both ends of compute lie {side} those in the middle: the form bends otherwise")
@@ -109,8 +108,17 @@ def _trend(data: Observations, residual: np.ndarray) -> list[Note]:
     return found
 
 
+def _curvature(x: np.ndarray, y: np.ndarray) -> float:
+    """Student's t of the square term in a parabola through (x, y)."""
+    x = (x - x.mean()) / x.std()
+    design = np.stack([np.ones_like(x), x, x**2], axis=1)
+    coefficients, *_ = np.linalg.lstsq(design, y, rcond=None)
+    variance = np.sum((y - design @ coefficients) ** 2) / (len(y) - 3)
+    return float(coefficients[2] / np.sqrt(variance * np.linalg.inv(design.T @ design)[2, 2]))
+
+
 def _leverage(data: Observations, jacobian: np.ndarray) -> list[Note]:
-    """Cells that alone decide a direction of the parameters: summed leverage of a cell's points above 0.9 of one parameter."""
+    """Scores that the law passes through whatever they are: leverage in the linearised fit above 0.98."""
     scaled = jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300)
     left = np.linalg.svd(scaled, full_matrices=False)[0]
     leverage = (left**2).sum(1)

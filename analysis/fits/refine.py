@@ -15,6 +15,8 @@ import numpy as np
 
 DELTA = 1e-3
 TOLERANCE = 1e-9
+RESAMPLE_TOLERANCE = 1e-5
+"""Relative tolerance of a bootstrap replicate or a left-out fit: far below its own spread."""
 ITERATIONS = 120
 _MIXTURES = (1.0, 0.1, 0.01, 1e-5)  # how much curvature points beyond delta lend a step: 1 is reweighting, 0 Newton's
 
@@ -64,7 +66,7 @@ class Problem:
 
 
 def minimise(
-    problem: Problem, theta: np.ndarray, target: np.ndarray, weights: np.ndarray
+    problem: Problem, theta: np.ndarray, target: np.ndarray, weights: np.ndarray, tolerance: float = TOLERANCE
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Minimise from each start: theta (b, p), target and weights (b, n) or (n,) -> theta, loss (b,), converged (b,)."""
     shape = (len(theta), len(problem.u))
@@ -72,7 +74,7 @@ def minimise(
     stages = [max(delta, problem.delta) for delta in (1e-1, 1e-2)] if np.isfinite(problem.delta) else []
     for delta in stages:
         theta, _, _ = _descend(problem, theta, target, weights, delta, iterations=20, tolerance=1e-4)
-    return _descend(problem, theta, target, weights, problem.delta, ITERATIONS, TOLERANCE)
+    return _descend(problem, theta, target, weights, problem.delta, ITERATIONS, tolerance)
 
 
 def _descend(

@@ -25,6 +25,7 @@ EQUATION = "L = base (1 + K S^-k), S sampling steps; base for each cell, K and k
 _LEAST_STEPS = 3
 _OWN_STEPS = 4
 _STARTS = 8
+_NOTHING = 1e-9  # an excess over the base that rounding alone can make
 _CURVE_POINTS = 60
 
 
@@ -189,6 +190,7 @@ def _fit(
     problem = Problem(model, u[:, None], group=group)
     theta, loss, _ = minimise(problem, model.starts(problem.u, target, group), target, np.ones(len(target)))
     best = theta[np.argmin(loss)]
+    best[-2] = 0.0 if best[-2] < _NOTHING else best[-2]
     residual = target - model.log_score(best[None], problem.u, group)[0]
     points = np.arange(len(target))
     moved = bootstrap.perturbations(

@@ -1,7 +1,8 @@
 """Forward-chained validation: fit on the small sizes, predict the next one, for every form; the errors choose the form.
 
 Errors are of scores at the common training step, seeds averaged, predicted / measured - 1. Forms are ranked by the root mean square of log
-errors over the folds that all of them could be fitted on, the last fold first: what cannot be fitted there is not chosen.
+errors over the folds that all of them could be fitted on (what cannot be fitted on the last fold is not chosen); of equally good
+ones the form with the fewest parameters is taken.
 Leave-one-out errors stand beside, they are of interpolation and usually smaller. Alabdulmohsin et al. arXiv:2209.06640 judge by
 extrapolation likewise.
 """
@@ -18,9 +19,10 @@ from analysis.fits.laws import FORMS, Form
 from analysis.fits.noise import noise_of
 from analysis.fits.observations import CELL, VARIABLES, Observations
 from analysis.fits.record import Record
-from analysis.fits.refine import minimise
+from analysis.fits.refine import RESAMPLE_TOLERANCE, minimise
 
-_FOLD_REPLICATES = 200
+_FOLD_REPLICATES = 100
+_TIE = 1.1  # forward errors within a tenth of each other, or within the noise, are equally good
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def cell_name(row: object) -> str:
 def validate(observations: Observations, forms: tuple[str, ...] | None = None, loss: str = "huber") -> Validation:
     """Forward-chain every form over the sizes of one block, in order of their parameters."""
     found = tuple(_one_form(observations, FORMS[name], loss) for name in forms or FORMS)
-    return Validation(found, *_choose(found, observations.sizes))
+    return Validation(found, *_choose(found, observations.sizes, noise_of(observations).sd))
 
 
 def _one_form(observations: Observations, form: Form, loss: str) -> FormValidation:
@@ -157,13 +159,14 @@ def _left_out(observations: Observations, form: Form, loss: str) -> tuple[np.nda
 def _errors(estimate: Estimate, loss: str, masks: list[np.ndarray]) -> np.ndarray:
     """Relative errors where each mask is False and the step is the last common one, from fits to where it is True."""
     form, data = estimate.form, estimate.data
-    masks = [mask for mask in masks if not diagnostics.trouble(data.at(mask), form)]
+    masks = [mask for mask in masks if not diagnostics.trouble(data, form, mask)]
     if not masks:
         return np.empty(0)
     u = np.log(np.stack([data.column(name) for name in form.variables], axis=1)) - estimate.centers
     target = np.log(data.score) - np.log(estimate.scale)
     start = np.repeat(estimate.theta[None], len(masks), axis=0)
-    theta = minimise(problem_of(form, u, loss), start, target, np.stack(masks).astype(float))[0]
+    weights = np.stack(masks).astype(float)
+    theta = minimise(problem_of(form, u, loss), start, target, weights, RESAMPLE_TOLERANCE)[0]
     predicted = form.log_score(theta, u)
     last = data.rows["step"].to_numpy() == data.at_common_step().rows["step"].iloc[0]
     return np.concatenate([np.expm1((line - target)[~mask & last]) for line, mask in zip(predicted, masks)])
@@ -174,16 +177,18 @@ def _rms(folds: list[Fold] | tuple[Fold, ...]) -> float | None:
     return float(np.sqrt(np.mean(np.square(errors)))) if errors else None
 
 
-def _choose(forms: tuple[FormValidation, ...], sizes: list[str]) -> tuple[str | None, str]:
+def _choose(forms: tuple[FormValidation, ...], sizes: list[str], noise_sd: float) -> tuple[str | None, str]:
     if len(sizes) < 3:
         return None, f"no forward validation: it needs three sizes, there are {len(sizes)} ({', '.join(sizes)})"
     able = [one for one in forms if any(fold.predicted == sizes[-1] for fold in one.folds)]
     if not able:
         return None, f"no form could be fitted on {', '.join(sizes[:-1])} to predict {sizes[-1]}"
     shared = set.intersection(*({fold.predicted for fold in one.folds} for one in able))
-    errors = {one.form: _rms([fold for fold in one.folds if fold.predicted in shared]) for one in able}
-    chosen = min(errors, key=lambda name: errors[name] or 0.0)
+    errors = {one.form: _rms([fold for fold in one.folds if fold.predicted in shared]) or 0.0 for one in able}
+    enough = max(_TIE * min(errors.values()), noise_sd)
+    chosen = min(errors, key=lambda name: (errors[name] > enough, FORMS[name].size, errors[name]))
     predicted = ", then ".join(f"{', '.join(sizes[: sizes.index(one)])} -> {one}" for one in sizes if one in shared)
     others = ", ".join(f"{name} {error:.1%}" for name, error in errors.items() if name != chosen)
     beside = f"; others: {others}" if others else " (the only form that could be fitted)"
-    return chosen, f"smallest forward error ({predicted}): {errors[chosen]:.1%} rms of log scores{beside}"
+    rule = "smallest forward error" if errors[chosen] == min(errors.values()) else "fewest parameters of the best forms"
+    return chosen, f"{rule} ({predicted}): {errors[chosen]:.1%} rms of log scores{beside}"
