@@ -36,7 +36,8 @@ def describe(protocol: Protocol) -> str:
         words.append(f"{str(protocol['sampler']).upper()} {protocol['sampling_steps']} steps")
     if protocol["cfg_scale"] is not None:
         words.append("no guidance" if protocol["cfg_scale"] == 1.0 else f"guidance {protocol['cfg_scale']:g}")
-    words.append("EMA" if protocol["ema"] else "no EMA")
+    if protocol["ema"] is not None:
+        words.append("EMA" if protocol["ema"] else "no EMA")
     if protocol["decoder"] not in (None, "none"):
         words.append(f"decoder {protocol['decoder']}")
     return ", ".join(words)

@@ -79,7 +79,7 @@ def _path(module: str) -> Path | None:
 
 
 def figure_rows(rows: Frame, metric: str) -> list[Row]:
-    """The rows behind a figure: run, step, protocol, score and source."""
+    """The rows behind a figure: run, step, protocol, score and source (of a published score: where it is printed)."""
     return [
         {
             "run": plain(row["run"]),
@@ -87,7 +87,7 @@ def figure_rows(rows: Frame, metric: str) -> list[Row]:
             "protocol": plain(row["protocol"]),
             "metric": metric,
             "value": plain(row[metric]),
-            "source": plain(row.get("source")),
+            "source": plain(row.get("citation")) or plain(row.get("source")),
         }
         for row in rows.to_dict("records")
     ]

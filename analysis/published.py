@@ -2,7 +2,8 @@
 
 `gflops` and `params` are the printed values: one multiply-add is one flop, parameters are rounded to a million. The paper scores
 under several protocols (decoder, guidance, number of samples, reference statistics of the image size); each row carries its own, so
-that no two are mixed. What the paper leaves unsaid about a protocol is `None` there. Columns are those of `dit.rows`.
+that no two are mixed. What the paper leaves unsaid about a protocol is `None` there. Columns are those of `dit.rows`; `citation` says
+where a row is printed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,12 @@ from dit.flops import BACKWARD_FACTOR
 from dit.rows import Row
 
 PAPER = "arXiv:2212.09748"
+SOURCE = "paper"
+REFERENCES = {
+    "VIRTUAL_imagenet256_labeled.npz": "ImageNet 256 training set, statistics of the ADM suite",
+    "VIRTUAL_imagenet512.npz": "ImageNet 512 training set, statistics of the ADM suite",
+}
+"""What the ADM suite calls the files with the statistics that the paper scores against."""
 BATCH_SIZE = 256
 SAMPLING_STEPS = 250
 METRICS = ("fid", "sfid", "inception_score", "precision", "recall")
@@ -117,8 +124,9 @@ def _row(cell: Cell, step: int, scores: _Scores, protocol: dict[str, Any], where
         **dict(zip(METRICS, [*scores, *[None] * (len(METRICS) - len(scores))])),
         "protocol": digest(protocol),
         "status": "published",
-        "source": f"{PAPER} {where}",
+        "source": SOURCE,
         "reason": None,
+        "citation": f"{PAPER} {where}",
     }
 
 
@@ -214,7 +222,8 @@ def _baseline(
         **dict(zip(METRICS, scores)),
         "protocol": digest(protocol),
         "status": "published",
-        "source": f"{PAPER} {table}" + (", Table 6" if gflops else ""),
+        "source": SOURCE,
+        "citation": f"{PAPER} {table}" + (", Table 6" if gflops else ""),
     }
     return row, protocol
 
@@ -239,4 +248,4 @@ def comparison() -> list[Row]:
     """The rows of the right half of Fig. 2: guided models at 256 pixels whose Gflops are known, and the best DiT-XL/2."""
     guided = ("ADM-G", "ADM-G, ADM-U", "LDM-8-G", "LDM-4-G (cfg=1.50)")
     others = [row for row in baselines() if row["image_size"] == 256 and row["run"] in guided]
-    return [*others, *(row for row in rows() if row["source"].endswith("Table 2") and row["cfg_scale"] == 1.5)]
+    return [*others, *(row for row in rows() if row["citation"].endswith("Table 2") and row["cfg_scale"] == 1.5)]

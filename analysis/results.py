@@ -10,22 +10,22 @@ row with status and reason and no score; a run that is planned or under way has 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from analysis import published
+from analysis import published, records
 from analysis.frames import Frame, frame
 from analysis.protocols import Protocol
 from analysis.query import filter_rows
+from analysis.seeds import over_seeds
 from dit import rows as columns_of
 from dit.errors import UserError
-from dit.rows import Row, cell_row, step_columns
-from dit.store import FAILED, RunStore, load_study, read_json
+from dit.rows import Row
 
 PUBLISHED: dict[str, Callable[[], list[Row]]] = {"paper": published.rows, "baselines": published.baselines}
 _FIXED = columns_of.columns([])
-_LOSS_COLUMNS = ("run", "study", "block", "size", "patch_size", "seed")
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class StudyResults:
     """Everything that a study has on record about its scores.
 
     `protocols` and `floors` (half of the real set scored against the other half) are by the hash in column `protocol`; `identities`
-    holds the identity hash of each run; `samples` the file of first samples by (run, step, protocol). `sizes`, `patches` and `blocks`
-    are those of the whole study, in order of growth, whatever `table` was filtered to.
+    holds the identity hash of each run, `recipes` that of its identity less the seed, which runs of one cell share; `samples` the file
+    of first samples by (run, step, protocol). `sizes` and `patches` are those of the whole study, in order of growth, whatever `table`
+    was filtered to.
     """
 
     name: str
@@ -42,6 +43,7 @@ class StudyResults:
     protocols: dict[str, Protocol]
     floors: dict[str, float]
     identities: dict[str, str]
+    recipes: dict[str, str]
     sizes: tuple[str, ...]
     patches: tuple[int, ...]
     samples: dict[tuple[str, int, str], Path] = field(default_factory=dict)
@@ -51,6 +53,10 @@ class StudyResults:
     def metrics(self) -> list[str]:
         """The columns that hold scores."""
         return [name for name in self.table.columns if name not in _FIXED]
+
+    def over_seeds(self) -> Frame:
+        """The table's scores as means over seeds, with standard deviation and count: one row for each cell, step and protocol."""
+        return over_seeds(self.table, self.metrics, self.recipes)
 
     def where(self, expression: str | None) -> StudyResults:
         """The same study, its rows filtered; a UserError if the expression is not one."""
@@ -70,50 +76,33 @@ def collect(source: str | Path) -> StudyResults:
         raise UserError(
             f"no folder {folder}: expected one that `dit sweep` wrote, or 'paper' for the published numbers"
         )
-    study = load_study(folder)
-    rows: list[Row] = []
-    protocols: dict[str, Protocol] = {}
-    floors: dict[str, float] = {}
-    samples: dict[tuple[str, int, str], Path] = {}
-    for run in study.runs:
-        store = RunStore(folder, run)
-        for path in sorted((store.path / "evals").glob("*.json")):
-            value = read_json(path)
-            if not {"row", "protocol"} <= value.keys():
-                raise UserError(f"{path} is not an evaluation: expected its row and protocol; delete it to score again")
-            row = value["row"]
-            rows.append(row)
-            protocols.setdefault(row["protocol"], value["protocol"])
-            if value.get("floor") is not None:
-                floors.setdefault(row["protocol"], value["floor"])
-            images = store.path / "samples" / f"{path.stem}.npz"
-            if images.is_file():
-                samples[row["run"], row["step"], row["protocol"]] = images
-        status = store.status()
-        if status["state"] == FAILED:
-            rows.append(
-                {
-                    **cell_row(run, study.name),
-                    **step_columns(run, status.get("step", 0)),
-                    **{"status": FAILED, "source": study.name, "reason": status.get("reason")},
-                }
-            )
-    if not rows:
+    cells = records.cells(folder)
+    table = records.scores(folder, list(cells["run"]))
+    if table.empty:
         raise UserError(
-            f"no results in {folder}: none of its {len(study.runs)} runs has a score yet; run the study with `dit sweep`, "
+            f"no results in {folder}: none of its {len(cells)} runs has a score yet; run the study with `dit sweep`, "
             f"or follow it with `dit status {folder}`"
         )
-    cells = {(run.model.size, run.model.patch_size): run for run in study.runs}
-    growth = sorted(cells, key=lambda cell: cells[cell].model.depth * cells[cell].model.hidden_size ** 2)
+    growth = cells.sort_values(records.GROWTH, kind="stable")
+    scored = table.dropna(subset=["protocol"])
+    protocols = scored.drop_duplicates("protocol")
+    floors = scored.dropna(subset=[records.FLOOR]).drop_duplicates("protocol")
+    shown = scored.dropna(subset=[records.SAMPLES])
     return StudyResults(
-        name=study.name,
-        table=_table(rows),
-        protocols=protocols,
-        floors=floors,
-        identities={run.run: run.hash for run in study.runs},
-        sizes=tuple(dict.fromkeys(size for size, _ in growth)),
-        patches=tuple(sorted({patch for _, patch in cells}, reverse=True)),
-        samples=samples,
+        name=cells["study"].iloc[0],
+        table=_table(table.drop(columns=[records.PROTOCOL, records.FLOOR, records.SAMPLES])),
+        protocols={key: json.loads(text) for key, text in zip(protocols["protocol"], protocols[records.PROTOCOL])},
+        floors=dict(zip(floors["protocol"], floors[records.FLOOR].tolist())),
+        identities=dict(zip(cells["run"], cells[records.HASH])),
+        recipes=dict(zip(cells["run"], cells[records.RECIPE])),
+        sizes=tuple(growth["size"].unique()),
+        patches=tuple(sorted(cells["patch_size"].unique().tolist(), reverse=True)),
+        samples={
+            (run, step, protocol): Path(f"{folder}/runs/{run}/samples/{name}")
+            for run, step, protocol, name in zip(
+                shown["run"], shown["step"].tolist(), shown["protocol"], shown[records.SAMPLES]
+            )
+        },
         folder=folder,
     )
 
@@ -134,18 +123,13 @@ def losses(source: str | Path) -> Frame:
         UserError: if there is no study.
     """
     folder = Path(source)
-    study = load_study(folder)
-    rows: list[Row] = []
-    for run in study.runs:
-        row = cell_row(run, study.name)
-        cell = {name: row[name] for name in _LOSS_COLUMNS}
-        rows.extend({**cell, **logged} for logged in RunStore(folder, run).metrics())
-    return frame(rows) if rows else frame([], [*_LOSS_COLUMNS, "step", "loss"])
+    return records.logged(folder, records.cells(folder))
 
 
-def _table(rows: list[Row]) -> Frame:
-    metrics = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in _FIXED]
-    table = frame(rows, columns_of.columns(metrics))
+def _table(table: Frame) -> Frame:
+    """Rows under the results table's columns, in their order."""
+    metrics = [name for name in table.columns if name not in _FIXED]
+    table = table.reindex(columns=columns_of.columns(metrics)).infer_objects()
     return table.astype({name: "float64" for name in metrics})
 
 
@@ -153,10 +137,11 @@ def _published(source: str) -> StudyResults:
     rows = PUBLISHED[source]()
     return StudyResults(
         name=source,
-        table=_table(rows),
+        table=_table(frame(rows)),
         protocols=published.protocols(),
         floors={},
         identities={},
+        recipes={},
         sizes=("S", "B", "L", "XL"),
         patches=(8, 4, 2),
     )

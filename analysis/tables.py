@@ -1,4 +1,4 @@
-"""Rows as text: aligned table, CSV, JSON, Markdown or LaTeX.
+"""Rows as text (aligned table, CSV, JSON, Markdown or LaTeX), on standard output or in a file, which may be Parquet too.
 
 CSV and JSON hold every column at full precision; the formats meant for reading round to four or five significant digits and end with the
 convention for Gflops. No pandas here, so that a table of counts prints at once.
@@ -11,12 +11,16 @@ import io
 import json
 import math
 import numbers
+import os
+from pathlib import Path
 from typing import Any
 
 from dit.errors import UserError
 from dit.rows import Row
 
 FORMATS = ("table", "csv", "json", "markdown", "latex")
+PARQUET = "parquet"
+SUFFIXES = {".csv": "csv", ".json": "json", ".md": "markdown", ".tex": "latex", ".txt": "table", ".parquet": PARQUET}
 CONVENTION = "Gflops count one multiply-add as one flop."
 _STYLES = {"table": "simple", "markdown": "github", "latex": "latex_booktabs"}
 
@@ -81,3 +85,50 @@ def render(rows: list[Row], columns: list[str], style: str = "table") -> str:
         return f"{body}\n"
     note = {"table": f"\n{CONVENTION}", "markdown": f"\n{CONVENTION}", "latex": f"% {CONVENTION}"}[style]
     return f"{body}\n{note}\n"
+
+
+def style_of(style: str | None, out: Path | None) -> str:
+    """The format to write: the one asked for, else the one that the file's name ends in, else an aligned table.
+
+    Raises:
+        UserError: for a file whose name tells none, or Parquet on standard output.
+    """
+    if style is None and out is not None:
+        if out.suffix not in SUFFIXES:
+            raise UserError(f"--out {out}: expected a name ending in {', '.join(SUFFIXES)}, or --format beside it")
+        return SUFFIXES[out.suffix]
+    if style == PARQUET and out is None:
+        raise UserError("parquet is no text: name the file with --out FILE")
+    return style or "table"
+
+
+def deliver(rows: list[Row], columns: list[str], style: str, out: Path | None) -> None:
+    """Print the rows, or write them to `out`, whole or not at all.
+
+    Raises:
+        UserError: for a file that cannot be written, or Parquet without the package that writes it.
+    """
+    if out is None:
+        print(render(rows, columns, style), end="")
+        return
+    beside = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        if out.is_dir():
+            raise UserError(f"--out {out} is a folder: expected a file")
+        if style == PARQUET:
+            _write_parquet(rows, columns, beside)
+        else:
+            beside.write_text(render(rows, columns, style), encoding="utf8")
+        os.replace(beside, out)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from error
+
+
+def _write_parquet(rows: list[Row], columns: list[str], path: Path) -> None:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UserError("parquet needs PyArrow: pip install 'dit-scaling[sql]', or choose --format csv") from error
+    table = {name: [plain(row.get(name)) for row in rows] for name in columns}
+    parquet.write_table(pyarrow.table(table), path)

@@ -22,6 +22,7 @@ from jaxtyping import UInt8
 
 from dit.errors import UserError
 from dit.images import IMAGE_SUFFIXES, BrokenImage, open_rgb
+from dit.latent_shards import MANIFEST
 
 ARRAYS = ("arr_0", "images")
 """Names under which an `.npz` may hold its images."""
@@ -115,6 +116,10 @@ class FolderImages(ImageSet):
         self.paths = sorted(
             path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
         )
+        if (folder / MANIFEST).is_file():
+            raise UserError(
+                f"{folder} holds latents: decode them with `dit reference {folder} --vae DIR --out NEW.npz`, and give that file"
+            )
         if not self.paths:
             raise UserError(f"no images in {folder}: expected files such as {', '.join(IMAGE_SUFFIXES[:3])}")
 

@@ -2,6 +2,9 @@
 
 The same names appear in tables, CSV, JSON, frames, plans, status and figures. `gflops`, `train_gflops` and `sampling_gflops` count
 one multiply-add as one flop. The score's column is named after its features (`fid`, `fd_digits`, ...) and stands after `num_samples`.
+`source` is the study that measured a row, or `paper` for a published one; `citation` then says where it is printed. Over seeds, a
+score's column holds the mean, `<score>_sd` beside it the standard deviation of single runs (of n - 1), `n` counts the seeds, and
+`recipe` is the hash of all that decides a run's result but its seed.
 """
 
 from __future__ import annotations
@@ -27,12 +30,21 @@ CELL_COLUMNS = (
     "batch_size",
 )
 SCORE_COLUMNS = ("step", "images_seen", "train_gflops", "sampling_steps", "sampling_gflops", "cfg_scale", "num_samples")
-END_COLUMNS = ("protocol", "status", "source", "reason")
+END_COLUMNS = ("protocol", "status", "source", "reason", "citation")
+DEVIATION = "_sd"
+COUNT = "n"
 
 
 def columns(metrics: list[str]) -> list[str]:
     """Every column of the results table, in order, with the scores' columns in their place."""
     return [*CELL_COLUMNS, *SCORE_COLUMNS, *metrics, *END_COLUMNS]
+
+
+def columns_over_seeds(metrics: list[str]) -> list[str]:
+    """The columns of a table of means over seeds, in order."""
+    cell = [name for name in CELL_COLUMNS if name not in ("run", "seed")]
+    spread = [name for metric in metrics for name in (metric, metric + DEVIATION)]
+    return ["recipe", *cell, *SCORE_COLUMNS, *spread, COUNT, "protocol", "source", "citation"]
 
 
 def cell_row(run: RunConfig, study: str) -> Row:

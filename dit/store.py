@@ -211,6 +211,10 @@ def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     lines = path.read_bytes().split(b"\n")
+    with contextlib.suppress(ValueError):  # all at once takes half the time; where it fails, the loop finds the line
+        whole = json.loads(b"[" + b",".join(filter(None, lines)) + b"]")
+        yield from whole
+        return
     for number, line in enumerate(lines):
         if not line:
             continue

@@ -70,7 +70,7 @@ def test_no_match_prints_the_header_and_says_so(folder, capsys):
 def test_the_published_table_prints(capsys):
     assert main(["results", "paper", "--where", "step == 7000000", "--json"]) == 0
     table = json.loads(capsys.readouterr().out)
-    assert {row["source"].split()[-1] for row in table} == {"2", "4", "5"}
+    assert {row["citation"].split()[-1] for row in table} == {"2", "4", "5"}
     assert main(["results", "baselines"]) == 0
     assert "LDM-4-G" in capsys.readouterr().out
 
@@ -111,3 +111,40 @@ def test_neither_jax_nor_for_listing_pandas_is_imported():
         "import analysis.figures.registry; assert 'jax' not in sys.modules and 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_over_seeds_and_into_files_of_every_kind(folder, tmp_path, capsys):
+    chosen = ["results", folder, "--over-seeds", "--where", "step == 1000", "--sort", "fd_digits"]
+    for suffix in (".csv", ".json", ".md", ".tex", ".txt"):
+        path = tmp_path / f"table{suffix}"
+        assert main([*chosen, "--out", str(path)]) == 0
+        assert capsys.readouterr().out == ""
+        assert "fd_digits" in path.read_text().replace("\\_", "_")
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert [(row["n"], row["fd_digits_sd"]) for row in table] == [(1, None)] * 3
+    assert {path.suffix for path in tmp_path.iterdir()} == {".csv", ".json", ".md", ".tex", ".txt"}
+
+
+def test_parquet_holds_every_column_at_full_precision(folder, tmp_path, capsys):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "table.parquet"
+    assert main(["results", folder, "--out", str(path)]) == 0
+    assert main(["results", folder, "--json"]) == 0
+    assert parquet.read_table(path).to_pylist() == json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "parquet"], "parquet is no text: name the file with --out FILE"),
+        (["--out", "table.xls"], "--out table.xls: expected a name ending in .csv"),
+        (["--out", "DIR", "--format", "csv"], "is a folder: expected a file"),
+        (["--out", "DIR/none/table.csv"], "cannot be written: No such file or directory"),
+        (["--over-seeds", "--sort", "run"], "unknown column 'run'"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_one_line(folder, capsys, arguments, message):
+    assert main(["results", folder, *(argument.replace("DIR", folder) for argument in arguments)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err

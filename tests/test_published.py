@@ -40,7 +40,7 @@ def test_rows_have_exactly_the_tables_columns():
 
 def test_scores_are_those_of_the_tables():
     found = {
-        (row["run"], row["step"], row["source"].split()[-1], row["cfg_scale"]): row["fid"] for row in published.rows()
+        (row["run"], row["step"], row["citation"].split()[-1], row["cfg_scale"]): row["fid"] for row in published.rows()
     }
     assert found["DiT-S/8", 400_000, "4", 1.0] == 153.60
     assert found["DiT-XL/2", 400_000, "4", 1.0] == 19.47

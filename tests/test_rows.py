@@ -19,7 +19,7 @@ DOCUMENTED = [
         "num_samples",
         "fd_digits",
     ),
-    *("protocol", "status", "source", "reason"),
+    *("protocol", "status", "source", "reason", "citation"),
 ]
 SCORED_ONLY = {"sampling_steps", "sampling_gflops", "cfg_scale", "num_samples", "fd_digits", "protocol"}
 
@@ -41,14 +41,22 @@ def test_the_columns_are_the_documented_ones_in_order():
     assert rows.columns(["fid", "sfid"])[18:20] == ["fid", "sfid"]
 
 
+def test_the_columns_over_seeds_are_means_with_their_spread_and_count():
+    assert rows.columns_over_seeds(["fd_digits"]) == [
+        *("recipe", "study", "block", "size", "patch_size", "image_size", "tokens", "params", "gflops", "batch_size"),
+        *("step", "images_seen", "train_gflops", "sampling_steps", "sampling_gflops", "cfg_scale", "num_samples"),
+        *("fd_digits", "fd_digits_sd", "n", "protocol", "source", "citation"),
+    ]
+
+
 def test_a_score_fills_every_column_in_order():
     row = rows.score_row(RUN, "mine", EVALUATION, 12.5, "abc")
-    assert list(row) == DOCUMENTED
+    assert list(row) == DOCUMENTED[:-1]  # only what is published has a citation
 
 
 def test_a_plan_fills_the_columns_known_before_in_order():
     row = rows.planned_row(RUN, "mine")
-    assert list(row) == [name for name in DOCUMENTED if name not in SCORED_ONLY]
+    assert list(row) == [name for name in DOCUMENTED if name not in SCORED_ONLY | {"citation"}]
 
 
 def test_one_cell_by_hand():

@@ -81,7 +81,11 @@ def bubbles(study: StudyResults) -> Drawing:
         panels[1].set_ylim(bottom=0.0)
         panels[1].set_ylabel(fitted(panels[1], metric_label(protocol)))
         title(panels[1], "Beside other models, guided, 256 × 256")
-        extra["comparison"] = others[["run", "gflops", "fid", "protocol", "source"]].to_dict("records")
+        extra["comparison"] = (
+            others[["run", "gflops", "fid", "protocol", "citation"]]
+            .rename(columns={"citation": "source"})
+            .to_dict("records")
+        )
         right = " Right: each model at its own guidance and sampler (Tables 2 and 6)."
     foot(figure, f"Area of a bubble: Gflops of one forward pass. {shown.foot}{right}")
     labels = [

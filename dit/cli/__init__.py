@@ -19,11 +19,15 @@ VERBS = {
     "sweep": "run what is missing of a study, and resume what was interrupted",
     "status": "show where a study stands, live if asked",
     "results": "query the results table of a study, or of the paper",
+    "sql": "ask a study in SQL",
+    "compare": "hold a study's scores against the published ones, or against another study's",
     "fit": "fit scaling laws to a study, or to the paper: intervals, forward validation, frontier",
     "forecast": "freeze a dated forecast before a cell is trained, and score it afterwards",
     "advise": "name the cells that cannot reach the frontier, and the next run that narrows a forecast most",
     "figures": "draw the figures of a study, or of the published numbers; verify that they are up to date",
     "report": "write a study as one self-contained HTML page",
+    "import-wandb": "read runs logged in Weights & Biases into a study's folder",
+    "export wandb": "replay a study into Weights & Biases",
     "import": "read official DiT weights into a checkpoint",
     "export": "write a checkpoint under the official names",
     "sample": "draw images from a checkpoint, or one grid from a whole study",
@@ -33,7 +37,12 @@ VERBS = {
 }
 
 
-MODULES = {"import": "import_weights", "export": "export_weights"}
+MODULES = {
+    "import-wandb": "import_wandb",
+    "export wandb": "export_wandb",
+    "import": "import_weights",
+    "export": "export_weights",
+}
 """Verbs that are no names of Python modules."""
 
 
@@ -66,7 +75,8 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"dit {__version__}")
         return 0
-    verb, *rest = argv
+    words = 2 if " ".join(argv[:2]) in VERBS else 1
+    verb, rest = " ".join(argv[:words]), argv[words:]
     if verb not in VERBS:
         print(f"dit: unknown verb '{verb}'; expected one of {', '.join(VERBS)} (see dit --help)", file=sys.stderr)
         return 2

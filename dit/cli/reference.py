@@ -2,9 +2,11 @@
 
     dit reference imagenet/val256 --out imagenet256.npz
     dit reference mnist --extractor mnist --out mnist.npz
+    dit reference latents-256 --vae sd-vae-ft-mse --out decoded.npz
     dit reference fid_stats.npz --made-with-resize tf1-bilinear-299 --out declared.npz
 
-SOURCE is an .npz of images (arr_0, uint8 NHWC), a folder of images, or a data set by name. The file keeps means and covariances of
+SOURCE is an .npz of images (arr_0, uint8 NHWC), a folder of images, a data set by name, or with --vae a folder of latents (of
+`dit encode`), which are decoded: each image's posterior mean, not its mirror. The file keeps means and covariances of
 pooled and spatial features over all images, pooled features of the first 10,000 (for precision, recall and KID), and what made them:
 `dit evaluate` refuses statistics of another extractor, other weights or another resize. A bare mu/sigma file does not say what made
 it; --made-with-resize says so for it (pytorch-fid's own resize is not TensorFlow 1's).
@@ -16,9 +18,13 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dit.errors import UserError
 from dit.extractors import NAMES, make_extractor
+
+if TYPE_CHECKING:
+    from dit.image_sets import ImageSet
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -26,11 +32,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "source",
         metavar="SOURCE",
-        help=".npz with arr_0, folder of images, data set by name, or bare mu/sigma file to declare",
+        help=".npz with arr_0, folder of images, data set by name, folder of latents, or bare mu/sigma file to declare",
     )
     add("--out", type=Path, required=True, help="the .npz to write")
     add("--extractor", choices=NAMES, default="inception", help="what makes features of images (default: inception)")
     add("--weights", help="Inception weights: .pth, .safetensors or .pb; random:SEED for a demonstration")
+    add("--vae", type=Path, metavar="DIR", help="autoencoder that decodes SOURCE, a folder of latents")
     add(
         "--made-with-resize",
         metavar="RESIZE",
@@ -45,20 +52,19 @@ def run(args: argparse.Namespace) -> None:
     from tabulate import tabulate
 
     from dit import inception, reference
-    from dit.image_sets import open_images
     from dit.progress import ImageProgress
 
     if args.out.suffix != ".npz":
         raise UserError(f"--out {args.out}: expected a name ending in .npz")
     partial = args.out.with_name(f"{args.out.name}.partial")
     if args.made_with_resize is not None:
+        if args.vae is not None:
+            raise UserError("--made-with-resize declares a file of statistics, --vae decodes latents: give one of them")
         made = reference.declare(Path(args.source), inception.NAME, args.made_with_resize)
     else:
         extractor = make_extractor(args.extractor, args.weights, args.batch_size)
         with ImageProgress("reference") as progress:
-            made = reference.make(
-                extractor, open_images(args.source, extractor.channels), args.batch_size, partial, progress
-            )
+            made = reference.make(extractor, _images(args, extractor.channels), args.batch_size, partial, progress)
     if jax.process_index():
         return
     reference.save(args.out, made)
@@ -69,3 +75,13 @@ def run(args: argparse.Namespace) -> None:
         if args.json
         else tabulate(list(facts.items()), tablefmt="plain", disable_numparse=True)
     )
+
+
+def _images(args: argparse.Namespace, channels: int) -> ImageSet:
+    if args.vae is None:
+        from dit.image_sets import open_images
+
+        return open_images(args.source, channels)
+    from dit.decoded_latents import open_decoded
+
+    return open_decoded(args.source, args.vae)

@@ -1,22 +1,28 @@
-"""Query the results table of a study, or of the paper: filter, sort, choose columns and format.
+"""Query the results table of a study, or of the paper: filter, average over seeds, sort, choose columns and format.
 
-The formats for reading show the main columns unless --columns names others ("all" for every one); CSV and JSON hold every column at
-full precision. Gflops count one multiply-add as one flop.
+    dit results runs/demo --where "size == 'XL'" --over-seeds --sort fd_digits
+    dit results runs/demo --out demo.parquet
+
+The formats for reading show the main columns unless --columns names others ("all" for every one); CSV, JSON and Parquet hold every
+column at full precision. Over seeds, a score's column is the mean, <score>_sd the standard deviation of single runs, n the seeds.
+Gflops count one multiply-add as one flop.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.tables import FORMATS, render
+from analysis.tables import FORMATS, PARQUET, deliver, style_of
 
 if TYPE_CHECKING:
     from analysis.frames import Frame
     from analysis.results import StudyResults
 
-_HIDDEN = ("run", "study", "image_size", "tokens", "images_seen", "batch_size", "sampling_gflops", "source")
+_HIDDEN = ("run", "recipe", "study", "image_size", "tokens", "images_seen", "batch_size", "sampling_gflops", "source")
+"""Columns that a table for reading leaves out unless asked."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +38,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sort", metavar="COLUMN", help="sort by a column")
     parser.add_argument("--descending", action="store_true", help="largest first")
     parser.add_argument("--columns", metavar="A,B,...", help="columns to show, in this order")
-    parser.add_argument("--format", choices=FORMATS, default="table")
+    parser.add_argument("--over-seeds", action="store_true", help="mean, sd and n over the seeds of each cell and step")
+    parser.add_argument("--format", choices=(*FORMATS, PARQUET), help="(default: as --out ends, or table)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write there: .csv, .json, .md, .tex, .txt or .parquet"
+    )
     parser.add_argument("--json", action="store_const", const="json", dest="format", help="same as --format json")
 
 
@@ -41,19 +51,21 @@ def run(args: argparse.Namespace) -> int:
     from analysis import query
     from analysis.results import collect
 
+    style = style_of(args.format, args.out)
     study = collect(args.source)
-    table = study.where(args.where).table
+    chosen = study.where(args.where)
+    table = chosen.over_seeds() if args.over_seeds else chosen.table
     if args.sort:
         table = query.sort(table, args.sort, args.descending)
     columns = list(table.columns)
     if args.columns and args.columns != "all":
         columns = [name.strip() for name in args.columns.split(",")]
         query.require_columns(table, columns)
-    elif not args.columns and args.format not in ("csv", "json"):
-        present = (study.table if table.empty else table).notna().any()
-        hidden = _HIDDEN if present["block"] else _HIDDEN[1:]  # where no cell says which row it is, the name does
+    elif not args.columns and style not in ("csv", "json", PARQUET):
+        present = (study.table if table.empty else table).notna().any().reindex(table.columns, fill_value=True)
+        hidden = _HIDDEN if present["block"] else _HIDDEN[2:]  # where no cell says which row it is, the name does
         columns = [name for name in columns if name not in hidden and present[name]]
-    print(render(table.to_dict("records"), columns, args.format), end="")
+    deliver(table.to_dict("records"), columns, style, args.out)
     _remark(study, table, args)
     return 0
 

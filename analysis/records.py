@@ -1,0 +1,134 @@
+"""What a study's folder holds, as frames made by way of the cache: its cells, its scores and failures, its logged steps.
+
+Files are those of `dit.store`; a torn last line is dropped and the highest attempt's row of a step wins, as there.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.cache import collected
+from analysis.frames import Frame, frame
+from dit.config import RunConfig, digest
+from dit.errors import UserError
+from dit.rows import CELL_COLUMNS, Row, cell_row, step_columns
+from dit.store import FAILED, RunStore, load_study, read_json
+
+HASH, RECIPE, STEPS, GROWTH = "hash", "recipe", "steps", "growth"
+"""Columns of `cells` besides those of the results table: identity hash, hash of the identity less its seed, steps asked for, and depth
+times width squared of the model."""
+PROTOCOL, FLOOR, SAMPLES = "protocol_json", "floor", "samples"
+"""Columns of `scores` besides those of the results table: protocol as JSON text, floor, and name of the file of first samples."""
+LOSS_CELL = ("run", "study", "block", "size", "patch_size", "seed")
+"""Columns that lead each logged row."""
+
+
+def cells(folder: Path) -> Frame:
+    """The cells that a study asks for, one row each, in its order.
+
+    Raises:
+        UserError: if there is no study.
+    """
+
+    def read(_: str) -> list[Row]:
+        study = load_study(folder)
+        return [
+            {
+                **cell_row(run, study.name),
+                HASH: run.hash,
+                RECIPE: digest({name: value for name, value in run.identity.items() if name != "seed"}),
+                STEPS: run.steps,
+                GROWTH: run.model.depth * run.model.hidden_size**2,
+            }
+            for run in study.runs
+        ]
+
+    table, _ = collected(folder, "cells", ["study"], lambda _: [folder / "study.json"], read)
+    return table if len(table) else frame([], [*CELL_COLUMNS, HASH, RECIPE, STEPS, GROWTH])
+
+
+def scores(folder: Path, runs: list[str]) -> Frame:
+    """A row for each score of the runs, with what else its file holds, and one for each failed run.
+
+    Raises:
+        UserError: for a file that is no evaluation.
+    """
+    config = _configs(folder)
+
+    def files(run: str) -> list[Path]:
+        return [folder / "runs" / run / part for part in ("evals", "samples", "status.json")]
+
+    def read(name: str) -> list[Row]:
+        run, study = config(name)
+        store = RunStore(folder, run)
+        rows: list[Row] = []
+        for path in sorted((store.path / "evals").glob("*.json")):
+            value = read_json(path)
+            if not {"row", "protocol"} <= value.keys():
+                raise UserError(f"{path} is not an evaluation: expected its row and protocol; delete it to score again")
+            images = store.path / "samples" / f"{path.stem}.npz"
+            beside = {
+                PROTOCOL: json.dumps(value["protocol"]),
+                FLOOR: value.get("floor"),
+                SAMPLES: images.name if images.is_file() else None,
+            }
+            rows.append({**value["row"], **beside})
+        status = store.status()
+        if status["state"] == FAILED:
+            failed = {"status": FAILED, "source": study, "reason": status.get("reason")}
+            rows.append({**cell_row(run, study), **step_columns(run, status.get("step", 0)), **failed})
+        return rows
+
+    table, _ = collected(folder, "scores", runs, files, read)
+    gaps = [name for name in ("protocol", PROTOCOL, FLOOR, SAMPLES) if name not in table.columns]
+    return table.assign(**dict.fromkeys(gaps))
+
+
+def statuses(folder: Path, known: Frame) -> Frame:
+    """The runs in `known`, each with how far it is: `state`, `step`, `attempt`, `loss` and `reason`."""
+    config = _configs(folder)
+    columns = ("state", "step", "attempt", "loss", "reason")
+
+    def read(name: str) -> list[Row]:
+        status = RunStore(folder, config(name)[0]).status()
+        return [{column: status.get(column) for column in columns}]
+
+    table, _ = collected(folder, "runs", list(known["run"]), lambda run: [folder / "runs" / run / "status.json"], read)
+    return pd.concat([known.drop(columns=[RECIPE, GROWTH]), table], axis=1)
+
+
+def logged(folder: Path, known: Frame) -> Frame:
+    """Every logged step of the runs in `known`, led by the cell it belongs to.
+
+    Raises:
+        UserError: for a line that is no row.
+    """
+    config = _configs(folder)
+    table, counts = collected(
+        folder,
+        "losses",
+        list(known["run"]),
+        lambda run: [folder / "runs" / run / "metrics"],
+        lambda name: RunStore(folder, config(name)[0]).metrics(),
+    )
+    if table.empty:
+        return frame([], [*LOSS_CELL, "step", "loss"])
+    lead = known[[name for name in LOSS_CELL if name not in table.columns]]
+    return pd.concat([lead.take(np.repeat(np.arange(len(known)), counts)).reset_index(drop=True), table], axis=1)
+
+
+def _configs(folder: Path) -> Callable[[str], tuple[RunConfig, str]]:
+    """Finds a run's configuration, and its study's name; the study's file is read when the first is asked for."""
+
+    @functools.cache
+    def by_name() -> dict[str, tuple[RunConfig, str]]:
+        study = load_study(folder)
+        return {run.run: (run, study.name) for run in study.runs}
+
+    return lambda name: by_name()[name]
