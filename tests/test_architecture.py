@@ -120,6 +120,10 @@ def test_modules_that_need_no_jax_do_not_import_it():
         "dit.cli.sweep",
         "dit.cli.status",
         "dit.cli.results",
+        "dit.cli.sql",
+        "dit.cli.compare",
+        "dit.cli.import_wandb",
+        "dit.cli.export_wandb",
         "dit.cli.figures",
     ]
     names += [name for name in MODULES if name.split(".")[0] in ("experiments", "analysis")]

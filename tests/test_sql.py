@@ -77,14 +77,24 @@ def test_published_numbers_can_be_asked_too(capsys):
     assert "'paper' has no table losses" in capsys.readouterr().err
 
 
-def test_without_duckdb_the_extra_is_named(folder, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("package", "arguments", "message"),
+    [
+        ("duckdb", ["sql", "DIR", "select 1"], "dit sql: SQL needs DuckDB: pip install 'dit-scaling[sql]'\n"),
+        ("pyarrow", ["results", "DIR", "--out", "OUT/a.parquet"], "dit results: parquet needs PyArrow: pip install "),
+    ],
+)
+def test_without_the_extra_it_is_named(folder, tmp_path, monkeypatch, capsys, package, arguments, message):
     present = builtins.__import__
 
-    def absent(name, *arguments, **more):
-        if name == "duckdb":
+    def absent(name, *more, **named):
+        if name.split(".")[0] == package:
             raise ImportError(name)
-        return present(name, *arguments, **more)
+        return present(name, *more, **named)
 
     monkeypatch.setattr(builtins, "__import__", absent)
-    assert main(["sql", str(folder), "select 1"]) == 2
-    assert capsys.readouterr().err == "dit sql: SQL needs DuckDB: pip install 'dit-scaling[sql]'\n"
+    assert main([one.replace("DIR", str(folder)).replace("OUT", str(tmp_path)) for one in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(message)
+    assert list(tmp_path.iterdir()) == []

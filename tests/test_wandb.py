@@ -15,6 +15,7 @@ from analysis.wandb_import import Fields, import_runs
 from analysis.wandb_sources import read_project
 from dit.cli import main
 from dit.config import DATASETS, OptimConfig, RunConfig, model_config
+from dit.errors import UserError
 
 RUNS = cells(blocks=("adaln_zero",), sizes=("S", "B"), patches=(4,), sampling=(8,), steps=200)
 COLUMNS = [
@@ -90,12 +91,8 @@ def test_a_replayed_study_comes_back_as_it_was(study, replayed, tmp_path):
 
 def test_scores_that_name_no_protocol_take_those_declared_in_order(replayed, tmp_path):
     for run in replayed:
-        run = OfflineRun(
-            **{
-                **vars(run),
-                "rows": [{k: v for k, v in row.items() if k in ("step", "loss", "fd_digits")} for row in run.rows],
-            }
-        )
+        rows = [{name: row[name] for name in ("step", "loss", "fd_digits") if name in row} for row in run.rows]
+        run = OfflineRun(**{**vars(run), "rows": rows})
         run.config = {name: value for name, value in run.config.items() if name != "protocols"}
         import_runs(read_project("a/b", FakeApi([run])), Fields(), "demo", "a/b", tmp_path / run.id)
         table = collect(tmp_path / run.id).table.query("status == 'done'")
@@ -142,7 +139,12 @@ def write_csv(path, header, rows):
 def test_exported_files_of_every_kind_are_read_and_merged_by_name(tmp_path):
     folder = tmp_path / "exported"
     folder.mkdir()
-    write_csv(folder / "project.csv", ["Name", "State", "model", "seed"], [["one", "finished", "DiT-S/8", 0], ["two", "crashed", "DiT-S/8", 1], ["three", "finished", "DiT-B/8", 0], ["four", "finished", "DiT-L/8", 0]])  # fmt: skip
+    project = [("one", "finished", "S", 0), ("two", "crashed", "S", 1), ("three", "finished", "B", 0)]
+    project.append(("four", "finished", "L", 0))
+    header = ["Name", "State", "model", "seed"]
+    write_csv(
+        folder / "project.csv", header, [(run, state, f"DiT-{size}/8", seed) for run, state, size, seed in project]
+    )
     chart = ["Step", "one - train/loss", "one - train/loss__MIN", "one - train/loss__MAX", "two - train/loss"]
     write_csv(folder / "chart.csv", chart, [[10, 0.5, 0.4, 0.6, ""], [20, 0.25, 0.2, 0.3, 0.75]])
     (folder / "three.jsonl").write_text(
@@ -156,7 +158,10 @@ def test_exported_files_of_every_kind_are_read_and_merged_by_name(tmp_path):
     assert main(["import-wandb", str(folder), "--out", str(out), "--set", *stated]) == 0
     curve = losses(out).sort_values(["size", "seed", "step"])
     found = [tuple(row) for row in curve[["size", "seed", "step", "loss"]].itertuples(index=False)]
-    assert found == [("B", 0, 30, 0.125), ("L", 0, 50, 0.5), ("S", 0, 10, 0.5), ("S", 0, 20, 0.25), ("S", 1, 20, 0.75), ("XL", 0, 70, 0.0625)]  # fmt: skip
+    assert found == [
+        *(("B", 0, 30, 0.125), ("L", 0, 50, 0.5), ("S", 0, 10, 0.5), ("S", 0, 20, 0.25)),
+        *(("S", 1, 20, 0.75), ("XL", 0, 70, 0.0625)),
+    ]
     table = collect(out).table
     assert table[["size", "step", "fid", "status"]].dropna().values.tolist() == [["L", 60, 12.5, "done"]]
     assert table.query("status == 'failed'")[["size", "seed", "reason"]].values.tolist() == [
@@ -190,8 +195,8 @@ def test_an_imported_study_is_read_by_the_other_verbs(tmp_path, capsys, monkeypa
     ("rows", "config", "options", "message"),
     [
         ([{"step": 1, "cost": 2.0}], {}, [], "no loss and no score is found: name one, as in --map loss=COLUMN"),
-        ([{"step": 1, "cost": 2.0}], {"depth": 3}, ["--map", "loss=price"], "--map loss=price: no run has it; columns: step, cost; configuration: depth"),
-        ([{"step": 1, "loss": 2.0}], {"depth": 3}, [], "run 'run' does not tell its block: give --map block=COLUMN or --set block=VALUE; its configuration has depth"),
+        ([{"step": 1, "cost": 2.0}], {"depth": 3}, ["--map", "loss=price"], "no run has it; columns: step, cost; configuration: depth"),
+        ([{"step": 1, "loss": 2.0}], {"depth": 3}, [], "give --map block=COLUMN or --set block=VALUE; its configuration has depth"),
         ([{"loss": 2.0}], {}, [], "a row of run 'run' has no step: give --map step=COLUMN; its columns are loss"),
         ([{"step": 1.5, "loss": 2.0}], {}, [], "step is 1.5, expected a whole number"),
         ([{"step": 1, "fid": 2.0}], {}, ["CELL"], "does not tell over how many samples its fid is: give --set num_samples=50000"),
@@ -238,7 +243,7 @@ def test_files_that_are_no_exports_are_one_line(tmp_path, capsys, name, text, me
 def test_two_runs_of_one_cell_and_an_existing_folder_are_refused(tmp_path, capsys):
     twice = read_project("a/b", FakeApi([foreign("DiT-XL/2 first"), foreign("DiT-XL/2 second")]))
     with pytest.raises(
-        Exception, match="'DiT-XL/2 first' and 'DiT-XL/2 second' are both adaln_zero-XL-2-s0-.*--map seed=COLUMN"
+        UserError, match=r"first' and 'DiT-XL/2 second' are both adaln_zero-XL-2-s0-.*--map seed=COLUMN"
     ):
         import_runs(twice, Fields({}, STATED), "x", "a/b", tmp_path / "out")
     assert not any(tmp_path.iterdir())

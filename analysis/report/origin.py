@@ -39,7 +39,7 @@ def origin(study: StudyResults, created: str) -> Origin:
         ("Gflops", "one multiply-add is one flop"),
     ]
     if study.folder is None:
-        sources = [{"run": row["run"], "source": row["source"]} for row in rows]
+        sources = [{"run": row["run"], "source": row["citation"] or row["source"]} for row in rows]
         unique = [dict(pair) for pair in dict.fromkeys(tuple(one.items()) for one in sources)]
         return Origin(table(unique, ["run", "source"]), None, tuple(page))
     statuses, environments = [], Counter()

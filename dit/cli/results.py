@@ -72,7 +72,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _remark(study: StudyResults, table: Frame, args: argparse.Namespace) -> None:
     """What a reader should know beside the table, on standard error: no match, a ranking across protocols, the floors."""
-    if table.empty:
+    if table.empty and args.where is None:
+        print("no run has a score yet: only failed ones are on record", file=sys.stderr)
+    elif table.empty:
         print(f"no row of {len(study.table)} matches --where {args.where!r}", file=sys.stderr)
     present = list(dict.fromkeys(table["protocol"].dropna()))
     if args.sort in study.metrics and len(present) > 1:
