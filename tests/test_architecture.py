@@ -125,6 +125,7 @@ def test_modules_that_need_no_jax_do_not_import_it():
         "dit.cli.import_wandb",
         "dit.cli.export_wandb",
         "dit.cli.figures",
+        "dit.cli.report",
     ]
     names += [name for name in MODULES if name.split(".")[0] in ("experiments", "analysis")]
     names += [name for name in MODULES if name.startswith("sweeps")]
