@@ -170,7 +170,9 @@ def fitted(axes: Axes, text: str) -> str:
     """A vertical axis' label, broken into lines no longer than the panel is high."""
     grid = axes.get_subplotspec()
     rows = 1 if grid is None else grid.get_gridspec().nrows
-    height = 72 * axes.get_figure(root=True).get_figheight() / rows - 8 * matplotlib.rcParams["font.size"]  # type: ignore[union-attr]
+    figure = axes.get_figure(root=True)
+    height = 0.0 if figure is None else 72 * figure.get_figheight() / rows
+    height -= (8 if rows == 1 else 4) * matplotlib.rcParams["font.size"]  # for what stands above and below
     characters = int(height / (0.55 * matplotlib.rcParams["axes.labelsize"]))
     parts = [text] if len(text) <= characters else text.replace(" (", "\n(").split("\n")
     return "\n".join(line for part in parts for line in textwrap.wrap(part, max(characters, 12)))

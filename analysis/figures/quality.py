@@ -62,6 +62,9 @@ def metrics(study: StudyResults) -> Drawing:
         bottom = metric == held[-1]
         left.set_xlabel("Training compute (Gflops)" if bottom else "")
         right.set_xlabel(GFLOPS_LABEL if bottom else "")
+        values = rows[metric].dropna()
+        if 0 < 10 * values.min() < values.max():
+            left.set_yscale("log")
         for axes in (left, right):
             axes.set_xscale("log")
             axes.tick_params(labelbottom=bottom)
