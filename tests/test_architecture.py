@@ -128,6 +128,7 @@ def test_modules_that_need_no_jax_do_not_import_it():
         "dit.cli.fit",
         "dit.cli.forecast",
         "dit.cli.advise",
+        "dit.cli.report",
     ]
     names += [name for name in MODULES if name.split(".")[0] in ("experiments", "analysis")]
     names += [name for name in MODULES if name.startswith("sweeps")]

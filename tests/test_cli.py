@@ -37,7 +37,9 @@ def run(*arguments):
 
 
 def files(folder):
-    found = (path for path in folder.rglob("*") if path.name != ".lock" and "cache" not in path.relative_to(folder).parts)
+    found = (
+        path for path in folder.rglob("*") if path.name != ".lock" and "cache" not in path.relative_to(folder).parts
+    )
     return {path: path.stat().st_mtime_ns if path.is_file() else None for path in found}
 
 

@@ -60,7 +60,7 @@ def test_a_study_with_everything_carries_every_figure(drawn):
     skipped = {name: outcome.skipped for name, outcome in drawn[1].items() if outcome.skipped}
     assert set(skipped) == {"fig12", "isoflop", "sampling"}
     assert skipped["fig12"] == "fd_digits is the only metric on record"
-    assert "no training compute is covered by three" in skipped["isoflop"]
+    assert "no training compute is covered by the curves of three sizes" in skipped["isoflop"]
     assert "no cell was scored at 3 numbers of sampling steps" in skipped["sampling"]
     for outcome in (one for one in drawn[1].values() if not one.skipped):
         assert [path.suffix for path in outcome.files] == [".pdf", ".png", ".json"]

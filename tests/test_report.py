@@ -143,7 +143,7 @@ def test_charts_hold_every_score_under_its_run(folder, page):
     points = {(one[2], one[0]): one[1] for series in charts["compute"]["series"] for one in series["points"]}
     table = collect(folder).table.query("sampling_steps == 32")
     assert points == {(row.run, row.train_gflops): row.fd_digits for row in table.itertuples()}
-    assert all(series["means"] for series in charts["gflops"]["series"])
+    assert sum(bool(series["means"]) for series in charts["gflops"]["series"]) == 7  # one cell's second seed failed
     assert charts["compute"]["x"]["log"]
     assert charts["compute"]["group"] == "adaLN-Zero"
     assert len(page.charts["loss"]["series"]) == 8
@@ -198,7 +198,7 @@ def test_provenance_lists_runs_with_their_hashes(page):
 def test_one_cell_is_enough(tmp_path):
     folder = write_study(tmp_path / "demo", RUNS[:1])
     page = Page(render(collect(folder)))
-    assert set(page.charts) == {"compute", "gflops", "blocks", "loss"}
+    assert set(page.charts) == {"compute", "gflops", "loss"}
     assert "Every cell has one seed" in page.words
     assert "No run failed." in page.words
 

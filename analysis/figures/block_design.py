@@ -13,6 +13,7 @@ from analysis.figures.drawing import (
     Skipped,
     bar,
     curve,
+    fitted,
     floor_line,
     foot,
     legend,
@@ -28,7 +29,7 @@ from analysis.figures.drawing import (
 )
 from analysis.frames import Frame
 from analysis.results import StudyResults
-from analysis.style import COLUMN_WIDTH, INK, Look, Looks, pt
+from analysis.style import COLUMN_WIDTH, INK, MUTED, Look, Looks, pt
 from dit.config import BLOCKS
 
 
@@ -43,7 +44,7 @@ def block_design(study: StudyResults) -> Drawing:
         figure, [[axes]] = new_figure(2.2, width=COLUMN_WIDTH)
         points = over_seeds(rows, ["block"], shown.metric)
         _bars(axes, points, looks)
-        axes.set_ylabel(shown.label)
+        axes.set_ylabel(fitted(axes, shown.label))
         title(axes, f"{size}/{patch} after {int(rows['step'].iloc[0]):,} steps")
     else:
         figure, [[axes]] = new_figure(2.5, width=COLUMN_WIDTH)
@@ -52,8 +53,7 @@ def block_design(study: StudyResults) -> Drawing:
         floor_line(axes, shown)
         step_axis(axes, rows["step"].max())
         title(axes, f"Block design, {size}/{patch}")
-        handles = [looks.block(block).handle for block in BLOCKS if block in set(rows["block"])]
-        axes.legend(handles=handles, loc="upper right")
+        legend(figure, [looks.block(block) for block in BLOCKS if block in set(rows["block"])])
     seeds = spread(points)
     foot(figure, shown.foot + (f" Band or bar: {seeds}." if seeds else ""))
     return Drawing(figure, rows, shown.metric)
@@ -76,6 +76,8 @@ def block_design_grid(study: StudyResults) -> Drawing:
             rows = _cell(shown.rows, size, patch)
             if not rows.empty:
                 drawn.append(_curves(axes, rows, shown, looks))
+            else:
+                axes.annotate("no scores", (0.5, 0.5), xycoords="axes fraction", ha="center", va="center", color=MUTED)
             floor_line(axes, shown)
             title(axes, f"{size}/{patch}")
             step_axis(axes, shown.rows["step"].max(), label=size == sizes[-1])

@@ -13,6 +13,7 @@ from analysis.figures.compute import GFLOPS_LABEL
 from analysis.figures.drawing import (
     Drawing,
     at_common_step,
+    fitted,
     floor_line,
     foot,
     new_figure,
@@ -78,7 +79,7 @@ def bubbles(study: StudyResults) -> Drawing:
         drawn.append([_compared(row, _area(row.gflops, others), looks) for row in others.itertuples()])
         _draw(panels[1], drawn[1])
         panels[1].set_ylim(bottom=0.0)
-        panels[1].set_ylabel(metric_label(protocol))
+        panels[1].set_ylabel(fitted(panels[1], metric_label(protocol)))
         title(panels[1], "Beside other models, guided, 256 × 256")
         extra["comparison"] = (
             others[["run", "gflops", "fid", "protocol", "citation"]]

@@ -163,7 +163,19 @@ def score_axis(axes: Axes, scores: Scores, log: bool | None = None, label: bool 
         bottom = 0.0 if 0 <= low < 0.5 * high else low - _ROOM * (high - low)
         axes.set_ylim(bottom, high + _ROOM * (high - bottom or 1.0))
     if label:
-        axes.set_ylabel(scores.label)
+        axes.set_ylabel(fitted(axes, scores.label))
+
+
+def fitted(axes: Axes, text: str) -> str:
+    """A vertical axis' label, broken into lines no longer than the panel is high."""
+    grid = axes.get_subplotspec()
+    rows = 1 if grid is None else grid.get_gridspec().nrows
+    figure = axes.get_figure(root=True)
+    height = 0.0 if figure is None else 72 * figure.get_figheight() / rows
+    height -= (8 if rows == 1 else 4) * matplotlib.rcParams["font.size"]  # for what stands above and below
+    characters = int(height / (0.55 * matplotlib.rcParams["axes.labelsize"]))
+    parts = [text] if len(text) <= characters else text.replace(" (", "\n(").split("\n")
+    return "\n".join(line for part in parts for line in textwrap.wrap(part, max(characters, 12)))
 
 
 def step_axis(axes: Axes, last_step: float, label: bool = True) -> None:
@@ -191,10 +203,10 @@ def legend(figure: Figure, looks: Iterable[Look], floor: bool = False, seeds: st
 
 
 def foot(figure: Figure, text: str) -> None:
-    """The foot line: what is shown, study, protocol and convention, broken to the figure's width."""
-    characters = int(figure.get_figwidth() * 72 / (0.56 * pt(_FOOT_SIZE)))
+    """The foot line: what is shown, study, protocol and convention, broken to the figure's width; small on slides too."""
+    characters = int(figure.get_figwidth() * 72 / (0.56 * page() * _FOOT_SIZE))
     lines = "\n".join(textwrap.wrap(text, characters, break_on_hyphens=False))
-    figure.supxlabel(lines, fontsize=pt(_FOOT_SIZE), color=MUTED, x=0.008, ha="left", linespacing=1.3)
+    figure.supxlabel(lines, fontsize=page() * _FOOT_SIZE, color=MUTED, x=0.008, ha="left", linespacing=1.3)
 
 
 def score_label(figure: Figure, text: str) -> None:

@@ -18,6 +18,7 @@ from analysis.figures.drawing import (
     Drawing,
     Scores,
     Skipped,
+    fitted,
     foot,
     looks_of,
     new_figure,
@@ -375,5 +376,5 @@ def _gain_panel(axes: Axes, law: SamplingLaw, looks: Looks) -> None:
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("Sampling steps")
-    axes.set_ylabel("Score / score with unlimited steps")
+    axes.set_ylabel(fitted(axes, "Score / score with unlimited steps"))
     title(axes, "The law that all cells share")

@@ -12,6 +12,7 @@ from analysis.figures.drawing import (
     at_common_step,
     bar,
     curve,
+    fitted,
     foot,
     legend,
     looks_of,
@@ -57,10 +58,13 @@ def metrics(study: StudyResults) -> Drawing:
     for metric, (left, right) in zip(held, panels):
         drawn = _over_compute(left, rows, metric, looks)
         found[metric] = _over_gflops(right, last, metric, looks)
-        left.set_ylabel(f"{name_of(metric, shown)} {_BETTER.get(metric, '↓')}")
+        left.set_ylabel(fitted(left, f"{name_of(metric, shown)} {_BETTER.get(metric, '↓')}"))
         bottom = metric == held[-1]
         left.set_xlabel("Training compute (Gflops)" if bottom else "")
         right.set_xlabel(GFLOPS_LABEL if bottom else "")
+        values = rows[metric].dropna()
+        if 0 < 10 * values.min() < values.max():
+            left.set_yscale("log")
         for axes in (left, right):
             axes.set_xscale("log")
             axes.tick_params(labelbottom=bottom)

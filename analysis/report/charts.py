@@ -35,10 +35,8 @@ def charts(study: StudyResults, shown: Scores | None, logged: Frame) -> list[Cha
         step = int(last.rows["step"].iloc[0])
         found.append(_by_cell("gflops", "Model Gflops against score", last, "gflops", GFLOPS_LABEL, looks))
         found[1]["note"] = f"After {step:,} training steps."
-        if shown.rows["block"].nunique() > 1:
-            found.append(_by_block(shown, looks))
-        sampling = _sampling(study, looks)
-        found += [] if sampling is None else [sampling]
+        more = (_by_block(shown, looks), _sampling(study, looks))
+        found += [chart for chart in more if chart is not None]
     if not logged.empty and logged["loss"].notna().sum() > 1:
         found.append(_losses(logged, looks))
     return found
@@ -113,7 +111,7 @@ def _points(rows: Frame, x: str, metric: str) -> tuple[list[list[Any]], list[lis
     return points, [[float(m[x]), m["mean"], plain(m["sd"]), int(m["n"])] for m in means.to_dict("records")]
 
 
-def _by_block(shown: Scores, looks: Looks) -> Chart:
+def _by_block(shown: Scores, looks: Looks) -> Chart | None:
     """Blocks over training steps: a group for each cell that has several."""
     rows = shown.rows
     several = rows.groupby(["size", "patch_size"])["block"].transform("nunique") > 1
@@ -125,7 +123,7 @@ def _by_block(shown: Scores, looks: Looks) -> Chart:
                 points = _points(cell[cell["block"] == block], "step", shown.metric)
                 series.append(_series(looks.block(block), f"{size}/{patch}", *points))
     if not series:
-        return _by_cell("blocks", "Training steps against score", shown, "step", "Training steps", looks)
+        return None
     return _chart(
         "blocks", "Block designs over training steps", _axis("Training steps", False), _axis(shown.label, False), series
     )

@@ -15,6 +15,7 @@ from analysis.fits.isoflop import IsoFlop
 from analysis.fits.record import Interval, Parameter
 from analysis.fits.sampling import SamplingLaw
 from analysis.fits.validation import Validation
+from analysis.forecast import ScoredForecast, score_all
 from analysis.report.tables import Table, table
 from analysis.results import StudyResults
 from analysis.style import block_name
@@ -55,6 +56,7 @@ def fits(study: StudyResults) -> Fits:
         *_made(found.frontier, _frontier),
         *(part for one in found.isoflops for part in _made(one, _isoflop)),
         *_made(found.sampling, _sampling),
+        *_forecasts(study),
     ]
     refusals = [one for one in (*found.refusals, *_parts_of(found)) if isinstance(one, Refusal)]
     return Fits(
@@ -280,3 +282,34 @@ def _sampling(found: SamplingLaw) -> Part:
     words = f"{found.equation}: {_parameter(found.amplitude)}, {_parameter(found.exponent)}."
     columns = list(rows[0]) if rows else []
     return Part("What sampling steps buy", (words,), table(rows, columns), tuple(one.text for one in found.notes))
+
+
+def _forecasts(study: StudyResults) -> list[Part]:
+    """Forecasts that were frozen in the study's folder, against what has been measured since."""
+    folder = None if study.folder is None else study.folder / "forecasts"
+    if folder is None or not any(folder.glob("*.json")):
+        return []
+    scored = score_all(study, folder)
+    rows = [
+        {
+            "frozen": one.created,
+            "of": one.target,
+            "cell": f"{block_name(cell.block)} {cell.cell}",
+            "step": cell.step,
+            "forecast": cell.forecast,
+            "95 % interval": _between(cell.prediction),
+            "measured": cell.measured,
+            "error %": 100 * cell.error,
+            "in the interval": "yes" if cell.inside else "no",
+        }
+        for one in scored
+        for cell in one.cells
+    ]
+    return [Part("Forecasts", tuple(map(_forecast_words, scored)), table(rows, list(rows[0])) if rows else None)]
+
+
+def _forecast_words(one: ScoredForecast) -> str:
+    kind = "made in retrospect" if one.retrospective else "frozen before training"
+    waiting = f"; not measured yet: {', '.join(one.pending)}" if one.pending else ""
+    wrong = f"; {one.trouble}" if one.trouble else ""
+    return f"{one.target}, {kind}, {one.created}{waiting}{wrong}."

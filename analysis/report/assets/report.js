@@ -112,17 +112,34 @@ function datasets(chart, group) {
   return found;
 }
 
-function tooltip(chart) {
+/* The marks under the pointer, at most three. A mean over seeds speaks for its runs and names them. */
+function tooltip(spec) {
+  const name = ({ raw, dataset }) => (raw.run ? raw.run.split(/, |: /) : [`${dataset.label}, mean of ${raw.n} seeds`]);
+  const runsOf = ({ raw, dataset, chart }) =>
+    chart.data.datasets
+      .filter((other) => dataset.means && other.runs && other.label === dataset.label)
+      .flatMap((other) => other.data.filter(({ x }) => x === raw.x).map(({ run, y }) => `${run}: ${number(y)}`));
+  const kept = (item, index, items) => {
+    const means = items.filter((other) => other.dataset.means).map((other) => other.dataset.label);
+    const shown = items.filter((other) => !other.dataset.runs || !means.includes(other.dataset.label));
+    return shown.indexOf(item) >= 0 && shown.indexOf(item) < 3;
+  };
   return {
     callbacks: {
-      title: ([item]) => (item ? (item.raw.run ? item.raw.run.split(/, |: /) : [`${item.dataset.label}, mean of ${item.raw.n} seeds`]) : []),
-      label: ({ raw, dataset }) => [
-        raw.words ? `${dataset.label}, ${raw.words}` : "",
-        `${chart.y.label}: ${number(raw.y)}${raw.sd ? ` ± ${number(raw.sd)} s.d.` : ""}`,
-        `${chart.x.label}: ${number(raw.x)}`,
-      ].filter(Boolean),
+      title: ([item]) => (item ? name(item) : []),
+      label: (item) => {
+        const { raw, dataset, chart } = item;
+        const first = chart.tooltip.dataPoints[0];
+        return [
+          ...(item.datasetIndex === first.datasetIndex && item.dataIndex === first.dataIndex ? [] : ["", ...name(item)]),
+          ...(raw.words ? [`${dataset.label}, ${raw.words}`] : []),
+          `${spec.y.label}: ${number(raw.y)}${raw.sd ? ` ± ${number(raw.sd)} s.d.` : ""}`,
+          `${spec.x.label}: ${number(raw.x)}`,
+          ...runsOf(item),
+        ];
+      },
     },
-    filter: (item, index) => index === 0,
+    filter: kept,
     displayColors: false,
   };
 }
@@ -158,7 +175,7 @@ function draw(spec) {
       responsive: true,
       maintainAspectRatio: false,
       devicePixelRatio: Math.max(2, window.devicePixelRatio),
-      interaction: { mode: "nearest", intersect: true },
+      interaction: { mode: "point" },
       scales: { x: axis(spec.x), y: axis(spec.y, spec.zero) },
       plugins: {
         legend: { onClick: toggle, labels: { usePointStyle: true, boxHeight: 7, filter: (item, data) => !data.datasets[item.datasetIndex].runs } },
