@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 
 from dit.config import digest
 from dit.errors import UserError
-from dit.store import SCHEMA_VERSION
+from dit.store import SCHEMA_VERSION, Fence, no_fence
 
 Tree = TypeVar("Tree")
 
@@ -33,13 +33,13 @@ class Corrupt(Exception):
 
 
 class Checkpoints:
-    """The checkpoints of one run in one folder; `identity` is the run's hash.
+    """The checkpoints of one run in one folder; `identity` is the run's hash, `fence` is asked before one is put in its place.
 
     Opening it clears what a killed writer left unfinished, so only the one writer of the run may open it for writing.
     """
 
-    def __init__(self, folder: Path, identity: str):
-        self.folder, self.identity = folder, identity
+    def __init__(self, folder: Path, identity: str, fence: Fence = no_fence):
+        self.folder, self.identity, self.fence = folder, identity, fence
         for left in folder.glob(".*.writing-*"):
             shutil.rmtree(left)
 
@@ -65,6 +65,7 @@ class Checkpoints:
             json.dump(manifest, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
+        self.fence()
         os.rename(beside, final)
         _sync_folder(self.folder)
 
