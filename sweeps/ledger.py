@@ -102,7 +102,7 @@ class Ledger:
             return cell(FAILED, str(status.get("reason") or ""))
         if run.run in queued:
             return cell(QUEUED, _why_stopped(last), queued[run.run])
-        if last is None and status["state"] == PLANNED:
+        if (last is None and status["state"] == PLANNED) or status["state"] == DONE:  # done: more is asked of it since
             return cell(PLANNED)
         return cell(RETRYABLE, str(status.get("reason") or "") or _why_stopped(last))
 

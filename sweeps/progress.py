@@ -100,7 +100,7 @@ class Progress:
         now = time.monotonic()
         remaining = {name: 1.0 - self._fraction.get(name, 0.0) for name in self._runs}
         if self._spent:
-            constant, rate = _fit(self._spent)
+            constant, rate = fit(self._spent)
             seconds = sum(part * (constant + rate * work(self._runs[name])) for name, part in remaining.items())
             return seconds / max(1, min(self._workers, sum(part > 0 for part in remaining.values())))
         total = sum(work(run) for run in self._runs.values())
@@ -140,7 +140,7 @@ class Progress:
         self._stream.flush()
 
 
-def _fit(spent: list[tuple[float, float]]) -> tuple[float, float]:
+def fit(spent: list[tuple[float, float]]) -> tuple[float, float]:
     """Seconds per cell and per Gflop, neither negative, by least squares over (Gflops, seconds)."""
     n = len(spent)
     x, y = (sum(pair[k] for pair in spent) / n for k in (0, 1))
