@@ -120,6 +120,7 @@ class CheckpointWriter(Checkpoints):
         if self._processes.tell("checkpoint is there", self._processes.leads and self._is_there(step)):
             return
         beside = self.folder / f".{step:08d}.writing-{self._token}"
+        self._processes.meet(f"the save of step {step}")
         try:
             if self._processes.leads:
                 shutil.rmtree(beside, ignore_errors=True)
@@ -166,6 +167,7 @@ class CheckpointWriter(Checkpoints):
         problem = self._processes.tell("checkpoint problem", problem)
         if problem is not None:
             raise Corrupt(problem)
+        self._processes.meet(f"the checkpoint of step {step}")
         return self._read(step, like, **self._processes.options("restore"))
 
     def restore_latest(self, like: Tree, warn: Callable[[str], None]) -> tuple[int, Tree] | None:

@@ -73,6 +73,23 @@ class Processes:
         if problem is not None:
             raise UserError(problem)
 
+    def meet(self, name: str) -> None:
+        """Return once every process has come here.
+
+        Raises:
+            Absent: naming those that have not by the deadline.
+        """
+        if self.count == 1:
+            return
+        try:
+            ocp.multihost.get_jax_distributed_client().wait_at_barrier(self._key(name), int(1000 * self.deadline_s))
+        except JaxRuntimeError as error:
+            if (missing := absentees(error)) is None:
+                raise
+            raise Absent(
+                f"process {missing} of {self.count} did not come to '{name}' within {self.deadline_s:g} s"
+            ) from error
+
     def options(self, name: str) -> dict[str, Any]:
         """What makes Orbax wait in the coordination service, with this deadline, rather than in collectives without one."""
         if self.count == 1:
