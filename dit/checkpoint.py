@@ -29,6 +29,7 @@ from dit import manifest
 from dit.errors import UserError
 from dit.manifest import Corrupt
 from dit.processes import Absent, Processes, absentees
+from dit.store import Fence, no_fence
 
 Tree = TypeVar("Tree")
 
@@ -97,7 +98,7 @@ class CheckpointWriter(Checkpoints):
         folder: Path,
         identity: str,
         keep: int | None = None,
-        fence: Callable[[], None] = lambda: None,
+        fence: Fence = no_fence,
         processes: Processes | None = None,
     ):
         super().__init__(folder, identity)

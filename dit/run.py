@@ -7,6 +7,7 @@ costs at most the steps since the last stop, and what is done again gives the sa
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from dit.data import Dataset, ImageDataset, load_images
 from dit.environment import environment
 from dit.errors import UserError
 from dit.images import to_uint8
+from dit.lease import Lease, LeaseLost, Observer, Stopped, claim, run_files
 from dit.mirror import Mirror
 from dit.rows import score_row
 from dit.sampling import Sampler
@@ -35,46 +37,72 @@ KEPT_SAMPLES = 16
 Report = Callable[[dict[str, Any]], None]
 
 
-def execute(folder: Path, study: str, run: RunConfig, arguments: RunArguments, report: Report) -> str:
-    """Bring one run of a study to its end and return its final state, `done` or `failed`.
+def execute(
+    folder: Path, study: str, run: RunConfig, arguments: RunArguments, report: Report, lease: Lease | None = None
+) -> str:
+    """Bring one run of a study to its end and return its state: `done`, `failed`, or `retryable` where it was stopped on request.
 
     A failure is recorded as a status with its reason, never raised; `report` is told of steps, scores and warnings as they come.
+    The run is written under `lease`, claimed here if none is given; its number is the attempt's.
+
+    Raises:
+        Busy: if another process holds the run.
+        LeaseLost: if another process has taken the run over; nothing was written after that.
     """
-    record = RunStore(folder, run)
-    with store.exclusive(record.path / ".lock"):
-        attempt = record.status()["attempt"] + 1
+    place = RunStore(folder, run)
+    if lease is None:
+        lease = claim(run_files(place.path), run.run, Observer(), after=place.status()["attempt"])
+    record = RunStore(folder, run, lease.check)
+    with contextlib.closing(lease):
+        attempt = lease.token
         progress = {
             **{key: value for key, value in record.status().items() if key in ("step", "loss")},
             "attempt": attempt,
         }
         try:
             record.create()
-            store.write_json(record.path / f"environment-{attempt:04d}.json", environment())
+            store.write_json(record.path / f"environment-{attempt:04d}.json", environment(), lease.check)
             record.set_status(store.RUNNING, **progress)
-            execution = _Execution(record, study, arguments, report, progress)
+            execution = _Execution(record, study, arguments, report, progress, lease)
             with contextlib.closing(execution.mirror):
                 execution.finish()
+        except LeaseLost:
+            raise
+        except Stopped:
+            record.set_status(store.RETRYABLE, **progress, reason=lease.stop)
+            lease.end(lease.stop)
+            return store.RETRYABLE
         except Exception as error:  # whatever stops this cell, the others go on
             reason = str(error) if isinstance(error, UserError | NonFiniteLoss) else f"{type(error).__name__}: {error}"
             if isinstance(error, NonFiniteLoss):
                 progress["step"] = error.step
             reason = " ".join(reason.split())
             record.set_status(store.FAILED, **progress, reason=reason)
+            lease.end(store.FAILED)
             report({"event": "failed", "reason": reason})
             return store.FAILED
         record.set_status(store.DONE, **progress)
+        lease.end(store.DONE)
         return store.DONE
 
 
 class _Execution:
     """The parts of one attempt, made once and used at every stop."""
 
-    def __init__(self, record: RunStore, study: str, arguments: RunArguments, report: Report, progress: dict[str, Any]):
-        self.record, self.run, self.study = record, record.run, study
+    def __init__(
+        self,
+        record: RunStore,
+        study: str,
+        arguments: RunArguments,
+        report: Report,
+        progress: dict[str, Any],
+        lease: Lease,
+    ):
+        self.record, self.run, self.study, self.lease = record, record.run, study, lease
         self.arguments, self.report, self.progress = arguments, report, progress
         self.program: Program = build(self.run)
-        self.checkpoints = Checkpoints(record.path / "checkpoints", self.run.hash)
-        self.averages = Checkpoints(record.path / "ema", self.run.hash)
+        self.checkpoints = Checkpoints(record.path / "checkpoints", self.run.hash, lease.check)
+        self.averages = Checkpoints(record.path / "ema", self.run.hash, lease.check)
         self.sampler = Sampler(self.program.model, self.run.model, self.run.diffusion, arguments.sample_batch_size)
         self.judges = self._judges()
         self.dataset = self._dataset()
@@ -88,7 +116,7 @@ class _Execution:
                 self._evaluate(evaluation, self._kept_average(evaluation, state))
         self._evaluate_now(state)
         self.checkpoints.prune(self.arguments.keep_checkpoints)
-        with contextlib.closing(MetricsWriter(self.record.path, self.progress["attempt"])) as metrics:
+        with contextlib.closing(MetricsWriter(self.record.path, self.lease.token, self.lease.check)) as metrics:
             for stop in self._stops():
                 state = train(
                     self.run,
@@ -124,6 +152,8 @@ class _Execution:
         self.checkpoints.save(step, state)
         self.progress["step"] = step
         self.record.set_status(store.RUNNING, **self.progress)
+        if self.lease.stop:
+            raise Stopped(self.lease.stop)
 
     def _evaluate_now(self, state: TrainState) -> None:
         for evaluation in self.record.missing_evaluations():
@@ -146,10 +176,13 @@ class _Execution:
         row = score_row(self.run, self.study, evaluation, score, protocol_hash(protocol))
         kept = self.record.samples_path(evaluation)
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with open(kept, "wb") as file:
+        beside = kept.with_name(f".{kept.name}.{self.lease.token}")
+        with open(beside, "wb") as file:
             np.savez(file, images=images[:KEPT_SAMPLES], labels=labels[:KEPT_SAMPLES])
+        self.lease.check()
+        os.replace(beside, kept)
         value = {"schema_version": store.SCHEMA_VERSION, "row": row, "protocol": protocol, "floor": judge.floor}
-        store.write_json(self.record.evaluation_path(evaluation), value)
+        store.write_json(self.record.evaluation_path(evaluation), value, self.lease.check)
         self.mirror.log({key: row[key] for key in ("step", "train_gflops", evaluation.metric)})
         self.report({"event": "scored", "step": evaluation.step, evaluation.metric: row[evaluation.metric]})
 
@@ -177,6 +210,7 @@ class _Execution:
         metrics.write(row)
         self.mirror.log(row)
         self.progress["loss"] = row["loss"]
+        self.lease.note(**{name: row[name] for name in ("step", "loss", "images_per_s")})
         self.report({"event": "step", **row})
 
     def _warn(self, message: str) -> None:

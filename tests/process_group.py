@@ -1,4 +1,4 @@
-"""Real processes that make up one run: JAX's coordination service on this host, gloo between them, as many virtual devices each as asked."""
+"""Real processes that make up one run: JAX's coordination service and gloo on this host, each with virtual devices."""
 
 import os
 import socket
