@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
@@ -47,7 +48,8 @@ class Checkpoints:
     def restore(self, step: int, like: Tree) -> Tree:
         """The tree saved at `step`, in the structure of `like` (whose leaves are arrays or their shapes and dtypes).
 
-        Leaves come back under the shardings that those of `like` have, whatever devices saved them, or else on the first device.
+        Leaves come back under the shardings that those of `like` have, whatever devices saved them, or else on the default device,
+        bound to it no more than fresh ones are: a program that was compiled for those serves them.
 
         Raises:
             Corrupt: if a file differs from its recorded hash, is missing, or is not in the manifest.
@@ -77,7 +79,11 @@ class Checkpoints:
                         "use that version, or move the folder away to train again"
                     )
             arrays = checkpointer.restore(place, abstract)
-        return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in leaves])
+        placed = [
+            arrays[name] if getattr(leaf, "sharding", None) else jax.device_put(np.asarray(arrays[name]))
+            for name, leaf in leaves.items()
+        ]
+        return jax.tree.unflatten(jax.tree.structure(like), placed)
 
 
 class CheckpointWriter(Checkpoints):

@@ -176,5 +176,10 @@ class Journal:
 
     def _write_times(self) -> None:
         elapsed = time.monotonic() - self._clock
-        value = {"schema_version": store.SCHEMA_VERSION, "began": self._began, "elapsed_s": elapsed, "seconds": self._seconds}
+        value = {
+            "schema_version": store.SCHEMA_VERSION,
+            "began": self._began,
+            "elapsed_s": elapsed,
+            "seconds": self._seconds,
+        }
         store.write_json(self.record.path / f"times-{self.attempt:04d}.json", value, self.fence)

@@ -49,8 +49,8 @@ def execute(
     """
     processes, listens = Processes(), lease is None
     lease = lease or _claim(folder, run, processes)
-    watchdog = Watchdog(HANG_S if processes.count > 1 else 0)
-    with contextlib.closing(lease) if lease else contextlib.nullcontext(), contextlib.closing(watchdog):
+    watchdog = Watchdog(HANG_S if processes.count > 1 else 0.0)
+    with lease or contextlib.nullcontext(), contextlib.closing(watchdog):
         journal = Journal(folder, study, run, arguments, report, lease, processes)
         with Preemption(processes, lease, listens) as preemption, contextlib.closing(journal):
             try:
@@ -60,7 +60,9 @@ def execute(
             except (LeaseLost, Absent):
                 raise
             except Stopped:
-                journal.end(store.RETRYABLE, lease.stop if lease else PREEMPTED, reason=lease.stop if lease else PREEMPTED)
+                journal.end(
+                    store.RETRYABLE, lease.stop if lease else PREEMPTED, reason=lease.stop if lease else PREEMPTED
+                )
                 return store.RETRYABLE
             except Exception as error:  # whatever stops this cell, the others go on
                 shared = isinstance(error, UserError | Diverged)
@@ -213,7 +215,7 @@ class _Execution:
     def _carried(self) -> list[Metrics]:
         """Metrics of the steps before this one that an attempt was stopped too early to log."""
         kept = self.journal.unfinished(self.step)
-        return [] if kept is None else [Metrics(**{name: np.array(values) for name, values in kept.items()})]
+        return [] if not kept else [Metrics(**{name: np.array(values) for name, values in kept.items()})]
 
     def _stops(self) -> list[int]:
         every = self.arguments.checkpoint_every
@@ -276,4 +278,6 @@ class _Execution:
 def _plain(metrics: list[Metrics]) -> dict[str, list]:
     """Metrics of several dispatches, joined, as JSON takes them."""
     fetched = [jax.tree.map(np.atleast_1d, each) for each in jax.device_get(metrics)]
-    return {name: np.concatenate([getattr(each, name) for each in fetched]).tolist() for name in Metrics._fields if fetched}
+    return {
+        name: np.concatenate([getattr(each, name) for each in fetched]).tolist() for name in Metrics._fields if fetched
+    }

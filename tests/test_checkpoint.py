@@ -258,6 +258,16 @@ def test_arrays_that_training_goes_on_with_are_saved_as_they_were(tmp_path):
     assert not np.array_equal(found, x)
 
 
+def test_a_restored_state_needs_no_other_program_than_a_fresh_one(folder):
+    """Else each resumed run would compile its step anew: what is bound to a device has another place in the compilation cache."""
+    double = jax.jit(lambda tree: jax.tree.map(lambda x: x + x, tree))
+    jax.block_until_ready(double(jax.jit(lambda: tree(3))()))
+    found = Checkpoints(folder, "run-a").restore(3, jax.eval_shape(lambda: tree(0)))
+    assert not any(leaf.committed for leaf in jax.tree.leaves(found))
+    double(found)
+    assert double._cache_size() == 1
+
+
 def test_saving_does_not_wait_for_the_files(folder, monkeypatch):
     opened = threading.Event()
     seal = manifest.seal
