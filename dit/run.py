@@ -214,8 +214,8 @@ class _Execution:
 
     def _carried(self) -> list[Metrics]:
         """Metrics of the steps before this one that an attempt was stopped too early to log."""
-        kept = self.journal.unfinished(self.step)
-        return [] if not kept else [Metrics(**{name: np.array(values) for name, values in kept.items()})]
+        kept: dict[str, Any] | None = self.journal.unfinished(self.step)
+        return [] if not kept else [Metrics(*map(np.array, (kept[name] for name in Metrics._fields)))]  # type: ignore[arg-type]
 
     def _stops(self) -> list[int]:
         every = self.arguments.checkpoint_every
