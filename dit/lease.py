@@ -12,11 +12,13 @@ host whose process is gone need not be waited for.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,7 +166,8 @@ class Lease:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.files, self.token, self.lease_s, self.stop = files, token, lease_s, ""
-        self._owner, self._clock, self._on_beat = this_process(), clock, on_beat
+        self._owner = {**this_process(), "claim": uuid.uuid4().hex}  # two claims by one process differ too
+        self._clock, self._on_beat = clock, on_beat
         self._progress: dict[str, Any] = dict(progress or {})
         self._beat, self._ended, self._began, self._beaten = 0, "", clock(), clock()
         self._lock, self._closed = threading.RLock(), threading.Event()
@@ -243,8 +246,24 @@ class Lease:
             self._ended = how
             self.files.replace(_name(self.token), self.attempt().to_bytes())
 
+    def withdraw(self) -> None:
+        """Undo a claim under which nothing was written."""
+        self._ended = LOST
+        self.close()
+        self.files.remove(_name(self.token))
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let the run go at once if it was not ended, and stop the heartbeat; where storage does not answer, the lease grows stale."""
+        if not self._ended:
+            with contextlib.suppress(LeaseLost, OSError):
+                self.end(LOST)
+        self.close()
+
     def close(self) -> None:
-        """Stop the heartbeat. A lease that was not ended grows stale."""
+        """Stop the heartbeat and nothing else."""
         self._closed.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()

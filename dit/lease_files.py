@@ -11,9 +11,10 @@ import contextlib
 import os
 import uuid
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
+@runtime_checkable
 class LeaseFiles(Protocol):
     """A flat folder of small files."""
 
@@ -26,7 +27,7 @@ class LeaseFiles(Protocol):
         ...
 
     def create(self, name: str, data: bytes) -> bool:
-        """Make the file, whole; False, and nothing changed, if the name is taken."""
+        """Make the file, whole; False, and nothing changed, if the name is taken. No two callers pass the same data."""
         ...
 
     def replace(self, name: str, data: bytes) -> None:
@@ -128,7 +129,7 @@ class ObjectFiles:
         try:
             self.filesystem.pipe_file(f"{self.prefix}/{name}", data, mode="create")
         except FileExistsError:
-            return False
+            return self.read(name) == data  # a repeated request: the first was ours, its reply was lost
         return True
 
     def replace(self, name: str, data: bytes) -> None:

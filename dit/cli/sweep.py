@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from sweeps.study import declared, subset
     from sweeps.sweep import sweep
 
+    engines.check(args.engine, args)
     study = declared(args.study)
     runs = subset(study, args.where)
     folder = args.out or Path("runs") / study.name
