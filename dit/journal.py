@@ -96,19 +96,21 @@ class Journal:
             self.record.set_status(store.RUNNING, **self.progress)
             self._write_times()
 
-    def keep_unfinished(self, step: int, metrics: dict[str, list]) -> None:
+    def keep_unfinished(self, step: int, metrics: dict[str, np.ndarray]) -> None:
         """Keep the metrics of the steps before `step` that no row tells of yet: the row will, once its block is whole."""
         if self._processes.leads:
-            value = {"schema_version": store.SCHEMA_VERSION, "step": step, "metrics": metrics}
+            exact = {name: [str(array.dtype), [float(x).hex() for x in array]] for name, array in metrics.items()}
+            value = {"schema_version": store.SCHEMA_VERSION, "step": step, "metrics": exact}
             store.write_json(self._unfinished, value, self.fence)
 
-    def unfinished(self, step: int) -> dict[str, list] | None:
-        """What `keep_unfinished` kept of that very step."""
-        found = None
+    def unfinished(self, step: int) -> dict[str, np.ndarray]:
+        """What `keep_unfinished` kept of that very step; nothing if it was of another."""
+        found = {}
         if self._processes.leads and self._unfinished.exists():
             value = store.read_json(self._unfinished)
-            found = value["metrics"] if value["step"] == step else None
-        return self._processes.tell("unfinished", found)
+            found = value["metrics"] if value["step"] == step else {}
+        found = self._processes.tell("unfinished", found)
+        return {name: np.array([*map(float.fromhex, values)]).astype(dtype) for name, (dtype, values) in found.items()}
 
     @property
     def _unfinished(self) -> Path:

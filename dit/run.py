@@ -10,8 +10,6 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from jaxtyping import PyTree
 
 from dit import store
@@ -173,7 +171,7 @@ class _Execution:
                 )
             self._save(int(state.step), state)
             if int(state.step) < stop:
-                self.journal.keep_unfinished(self.step, _plain(carried))
+                self.journal.keep_unfinished(self.step, carried[0]._asdict() if carried else {})
                 self._settle()
                 raise Stopped
             self._evaluate_now(state)
@@ -214,8 +212,8 @@ class _Execution:
 
     def _carried(self) -> list[Metrics]:
         """Metrics of the steps before this one that an attempt was stopped too early to log."""
-        kept: dict[str, Any] | None = self.journal.unfinished(self.step)
-        return [] if not kept else [Metrics(*map(np.array, (kept[name] for name in Metrics._fields)))]  # type: ignore[arg-type]
+        kept: dict[str, Any] = self.journal.unfinished(self.step)
+        return [Metrics(**kept)] if kept else []
 
     def _stops(self) -> list[int]:
         every = self.arguments.checkpoint_every
@@ -273,11 +271,3 @@ class _Execution:
 
             return open_training_data(self.run, self.arguments, self.journal.record.path)
         return ImageDataset(*load_images(self.run.data.name), self.run.batch_size, self.run.seed)
-
-
-def _plain(metrics: list[Metrics]) -> dict[str, list]:
-    """Metrics of several dispatches, joined, as JSON takes them."""
-    fetched = [jax.tree.map(np.atleast_1d, each) for each in jax.device_get(metrics)]
-    return {
-        name: np.concatenate([getattr(each, name) for each in fetched]).tolist() for name in Metrics._fields if fetched
-    }
