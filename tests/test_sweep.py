@@ -16,6 +16,7 @@ from analysis.results import results
 from dit.errors import UserError
 from dit.lease import Observer, attempts, claim, run_files
 from dit.store import RunStore, load_study, read_json, save_study
+from dit.throughput import TIMINGS
 from sweeps import devices
 from sweeps.devices import default_workers
 from sweeps.ledger import Ledger
@@ -151,7 +152,7 @@ def test_when_the_sweep_is_killed_its_workers_go_and_it_resumes_to_the_same_tabl
 
 
 def without_speed(row):
-    return {name: value for name, value in row.items() if name != "images_per_s"}
+    return {name: value for name, value in row.items() if name not in TIMINGS}
 
 
 def test_a_killed_worker_is_replaced_and_its_cell_resumes(study, whole, tmp_path):
