@@ -8,6 +8,7 @@ are not part of it. Nothing here imports JAX.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -244,7 +245,7 @@ class Evaluation:
         """Column of the score: `fid` only for Inception features, `fd_<features>` for any other."""
         return "fid" if self.features == "inception" else f"fd_{self.features}"
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """Hash of the declared protocol, without the step."""
         return digest(self.declared)
@@ -299,12 +300,12 @@ class RunConfig:
         fields["model"] = _without_defaults(fields["model"], qk_norm=False)
         return _without_defaults(fields, precision="float32", guard=dataclasses.asdict(Guard()))
 
-    @property
+    @functools.cached_property
     def hash(self) -> str:
         """Twelve hexadecimal digits of the identity's SHA-256."""
         return digest(self.identity)
 
-    @property
+    @functools.cached_property
     def run(self) -> str:
         """Readable name and folder of the run: `<block>-<size>-<patch>-s<seed>-<hash>`."""
         cell = f"{self.model.block}-{self.model.size}-{self.model.patch_size}-s{self.seed}"

@@ -224,9 +224,17 @@ class RunStore:
         """Where that evaluation's first samples are, or will be."""
         return self.path / "samples" / f"{evaluation.step:08d}-{evaluation.key}.npz"
 
+    def evaluation_names(self) -> set[str]:
+        """Names of the files of every evaluation on record: one look at the folder."""
+        try:
+            return set(os.listdir(self.path / "evals"))
+        except FileNotFoundError:
+            return set()
+
     def missing_evaluations(self) -> list[Evaluation]:
         """The run's evaluations without a row, in order of step."""
-        missing = [e for e in self.run.evaluations if not self.evaluation_path(e).exists()]
+        present = self.evaluation_names()
+        missing = [e for e in self.run.evaluations if self.evaluation_path(e).name not in present]
         return sorted(missing, key=lambda e: e.step)
 
     def is_done(self) -> bool:

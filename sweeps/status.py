@@ -80,9 +80,10 @@ def _best_scores(record: RunStore) -> dict[str, float | None]:
     """The best score so far of each metric, under the first protocol that the cell declares for it."""
     first = {e.metric: e.key for e in reversed(record.run.evaluations)}
     best: dict[str, float | None] = {}
+    present = record.evaluation_names()
     for metric, key in sorted(first.items()):
         paths = [record.evaluation_path(e) for e in record.run.evaluations if (e.metric, e.key) == (metric, key)]
-        best[metric] = min((read_json(path)["row"][metric] for path in paths if path.exists()), default=None)
+        best[metric] = min((read_json(path)["row"][metric] for path in paths if path.name in present), default=None)
     return best
 
 
