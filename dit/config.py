@@ -275,6 +275,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "steps", "batch_size")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
+            raise UserError(f"seed is {self.seed!r}: expected a whole number, 0 or more")
         _choice(self.precision, get_args(Precision), "precision")
         model = (self.model.input_size, self.model.in_channels, self.model.num_classes)
         data = (self.data.input_size, self.data.in_channels, self.data.num_classes)

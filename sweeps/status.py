@@ -64,16 +64,21 @@ def _row(ledger: Ledger, cell: Cell, now: float | None) -> Row:
         **_best_scores(record),
         "loss": live.get("loss", cell.status.get("loss")),
         "images_per_s": speed,
-        "reason": cell.reason or None,
+        "reason": printable(cell.reason) or None,
         "steps": run.steps,
         "attempts": cell.attempts,
-        "worker": owner_name(cell.attempt) if held and cell.attempt else None,
-        "engine": cell.engine or None,
+        "worker": printable(owner_name(cell.attempt)) if held and cell.attempt else None,
+        "engine": printable(cell.engine) or None,
         "silent_s": silent,
         "stale": bool(silent and cell.attempt and silent > cell.attempt.lease_s),
         "s_per_gflop": run.batch_size / (speed * per_step) if speed else None,
         "time": cell.status.get("time"),
     }
+
+
+def printable(text: str) -> str:
+    """The text on one line, without what would steer a terminal: it may come from a stranger's folder."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def _best_scores(record: RunStore) -> dict[str, float | None]:
