@@ -199,5 +199,6 @@ class _Execution:
         if self.run.data.is_latent:
             from dit.run_inputs import open_training_data
 
-            return open_training_data(self.run, self.arguments, self.record.path)
-        return ImageDataset(*load_images(self.run.data.name), self.run.batch_size, self.run.seed)
+            return open_training_data(self.run, self.arguments, self.record.path, self.program.rows)
+        images = load_images(self.run.data.name)
+        return ImageDataset(*images, self.run.batch_size, self.run.seed, self.program.rows)
