@@ -62,13 +62,15 @@ class Judge:
 
 def drawn():
     """Of an untrained model whose weights are spread over all devices: score, and sums of images and labels."""
+    from dit.compute import Compute
     from dit.mesh import make_mesh
+    from dit.model import applied
 
     processes = Processes()
     mesh = make_mesh(f"fsdp={jax.device_count()}") if processes.count > 1 else None
     program = build(RUN, mesh)
-    sampler = Sampler(program.model, RUN.model, RUN.diffusion, batch_size=4)
-    draws = Draws(sampler, mesh, processes, lambda: None)
+    sampler = Sampler(applied(RUN.model, Compute(), "cpu"), RUN.model, RUN.diffusion, batch_size=4)
+    draws = Draws(sampler, processes, lambda: None)
     score, images, labels = draws.score(Judge(), SCORE, program.init().ema)
     return f"{score} {images.shape} {images.astype(int).sum()} {labels.tolist()}"
 
