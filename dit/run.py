@@ -48,7 +48,7 @@ def execute(
         LeaseLost: if another process has taken the run over; nothing was written after that.
     """
     processes, listens = Processes(), lease is None
-    lease = lease or _claim(folder, run, processes)
+    lease = _claim(folder, run, processes, lease)
     watchdog = Watchdog(HANG_S if processes.count > 1 else 0.0)
     with lease or contextlib.nullcontext(), contextlib.closing(watchdog):
         journal = Journal(folder, study, run, arguments, report, lease, processes)
@@ -82,10 +82,10 @@ class _Refused(UserError):
     """What all processes agreed not to begin."""
 
 
-def _claim(folder: Path, run: RunConfig, processes: Processes) -> Lease | None:
-    """A lease for process 0, if nobody else has the run."""
-    lease, busy = None, None
-    if processes.leads:
+def _claim(folder: Path, run: RunConfig, processes: Processes, lease: Lease | None) -> Lease | None:
+    """A lease for process 0, which may have one already, if nobody else has the run."""
+    busy = None
+    if processes.leads and lease is None:
         place = store.RunStore(folder, run)
         try:
             lease = claim(run_files(place.path), run.run, Observer(), after=place.status()["attempt"])
