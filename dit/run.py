@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 
 from dit import store
 from dit.checkpoint import CheckpointWriter
+from dit.compute import Compute
 from dit.config import Evaluation, RunArguments, RunConfig
 from dit.data import Dataset, ImageDataset, load_images
 from dit.errors import UserError
@@ -22,6 +23,7 @@ from dit.lease import PREEMPTED, Busy, Lease, LeaseLost, Observer, Stopped, clai
 from dit.loop import Diverged, steps_per_dispatch, train
 from dit.manifest import Corrupt
 from dit.mesh import make_mesh
+from dit.model import applied
 from dit.preemption import Preemption
 from dit.processes import Absent, Processes
 from dit.run_scores import Draws
@@ -132,8 +134,9 @@ class _Execution:
             folder / "checkpoints", run.hash, arguments.keep_checkpoints, journal.fence, processes
         )
         self.averages = CheckpointWriter(folder / "ema", run.hash, None, journal.fence, processes)
-        sampler = Sampler(self.program.model, run.model, run.diffusion, arguments.sample_batch_size)
-        self.draws = Draws(sampler, self.program.mesh, processes, self._go_on)
+        float32 = applied(run.model, Compute(), self.program.devices[0].platform)
+        sampler = Sampler(float32, run.model, run.diffusion, arguments.sample_batch_size)
+        self.draws = Draws(sampler, processes, self._go_on)
         self.judges = self._judges()
         self.dataset = self._dataset()
 
@@ -269,5 +272,6 @@ class _Execution:
         if self.run.data.is_latent:
             from dit.run_inputs import open_training_data
 
-            return open_training_data(self.run, self.arguments, self.journal.record.path)
-        return ImageDataset(*load_images(self.run.data.name), self.run.batch_size, self.run.seed)
+            return open_training_data(self.run, self.arguments, self.journal.record.path, self.program.rows)
+        images = load_images(self.run.data.name)
+        return ImageDataset(*images, self.run.batch_size, self.run.seed, self.program.rows)
