@@ -65,10 +65,9 @@ def execute(
                 )
                 return store.RETRYABLE
             except Exception as error:  # whatever stops this cell, the others go on
-                shared = isinstance(error, UserError | Diverged)
                 if isinstance(error, Diverged):
                     journal.progress["step"] = error.step
-                reason = " ".join((str(error) if shared else f"{type(error).__name__}: {error}").split())
+                reason = reason_of(error)
                 journal.end(store.FAILED, reason=reason)
                 journal.event("failed", reason=reason)
                 if processes.count > 1 and not isinstance(error, Diverged | _Refused):
@@ -76,6 +75,13 @@ def execute(
                 return store.FAILED
             journal.end(store.DONE)
             return store.DONE
+
+
+def reason_of(error: Exception) -> str:
+    """Why a run failed, in a line; that memory ran out is said first, on the host or on a device."""
+    text = str(error) if isinstance(error, UserError | Diverged) else f"{type(error).__name__}: {error}"
+    exhausted = isinstance(error, MemoryError) or ("RESOURCE_EXHAUSTED" in text and "memory" in text.lower())
+    return " ".join(f"{'out of memory: ' * exhausted}{text}".split())
 
 
 class _Refused(UserError):

@@ -185,13 +185,14 @@ def test_a_worker_killed_between_any_two_files_costs_nothing(study, whole, point
     assert left == [], "what the dead had half written is cleared"
 
 
-def kill_at_random(folder, kills, workers, seed, slowest):
+def kill_at_random(folder, kills, workers, seed, slowest, step_s):
     """Kill workers at random moments, each replaced at once, until enough have died; how many did."""
     rng, dead = random.Random(seed), 0
+    slow = {**os.environ, "FAKE_STEP_S": str(step_s)}
     running = []
     try:
         while dead < kills:
-            running += [fake(folder, "--lease", "2") for _ in range(workers - len(running))]
+            running += [fake(folder, "--lease", "2", env=slow) for _ in range(workers - len(running))]
             time.sleep(rng.uniform(0, slowest / workers))
             victim = running.pop(rng.randrange(len(running)))
             victim.kill()
@@ -207,9 +208,9 @@ def kill_at_random(folder, kills, workers, seed, slowest):
             process.wait()
 
 
-def survives(tmp_path, whole, kills, seed):
+def survives(tmp_path, whole, kills, seed, step_s):
     folder = make_study(tmp_path / "study", RUNS)
-    died = kill_at_random(folder, kills, workers=3, seed=seed, slowest=1.2)
+    died = kill_at_random(folder, kills, workers=3, seed=seed, slowest=1.2, step_s=step_s)
     ledger = Ledger(folder)
     for cell in ledger.cells():  # deaths before a first checkpoint may come three in a row: a person says go on
         ledger.retry(cell.run)
@@ -219,7 +220,12 @@ def survives(tmp_path, whole, kills, seed):
 
 
 def test_random_kills_cost_nothing(tmp_path, whole):
-    assert survives(tmp_path, whole, kills=15, seed=1) >= 10
+    assert survives(tmp_path, whole, kills=15, seed=1, step_s=0.01) >= 10
+
+
+@pytest.mark.long
+def test_a_hundred_random_kills_across_twelve_cells_cost_nothing(tmp_path, whole):
+    assert survives(tmp_path, whole, kills=100, seed=2, step_s=0.2) == 100
 
 
 def test_a_stopped_worker_that_wakes_writes_nothing(study, whole):
