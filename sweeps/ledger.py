@@ -186,12 +186,13 @@ class Ledger:
         write_json(record.path / "attempts" / lease.CANCEL, {"schema_version": 1})
 
     def retry(self, run: RunConfig) -> bool:
-        """Forgive the cell's failures, or withdraw its cancellation; False if there is nothing to take up again."""
+        """Forgive the cell's failures and lost workers, or withdraw its cancellation; False if there is nothing to forgive."""
         cell = self.cell(run)
         record = RunStore(self.folder, run)
         files = lease.run_files(record.path)
         cancelled = lease.CANCEL in files.names()
-        if cell.state != FAILED and not cancelled:
+        lost = cell.state == RETRYABLE and stops_without_progress(self.folder, run)[1]
+        if cell.state != FAILED and not cancelled and not lost:
             return False
         record.check_place()
         after = max([cell.status["attempt"], *lease.tokens(files.names())])
