@@ -18,6 +18,8 @@ import numpy as np
 from dit import store
 from dit.config import Evaluation, RunArguments, RunConfig
 from dit.environment import environment
+from dit.errors import UserError
+from dit.goodput import goodput
 from dit.lease import Lease
 from dit.mirror import Mirror
 from dit.processes import Processes
@@ -148,6 +150,8 @@ class Journal:
         """Record the run's state after this attempt and let the run go; `how` is the attempt's end where it is not the state."""
         if self._processes.leads:
             self._write_times()
+            if state == store.DONE:
+                fields |= self._goodput()
             self.record.set_status(state, **self.progress, **fields)
             if self._lease is not None:
                 self._lease.end(how or state)
@@ -175,6 +179,12 @@ class Journal:
             yield
         finally:
             self._seconds[phase] = self._seconds.get(phase, 0.0) + time.monotonic() - start
+
+    def _goodput(self) -> dict[str, float]:
+        """Of all attempts at the run, this one included; left out if an earlier one's rows cannot be read."""
+        with contextlib.suppress(UserError):
+            return {"goodput": round(goodput(self.record.path, self.run.batch_size).goodput, 4)}
+        return {}
 
     def _write_times(self) -> None:
         elapsed = time.monotonic() - self._clock

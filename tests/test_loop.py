@@ -197,7 +197,13 @@ def test_rows_say_how_fast_training_is_and_what_share_of_the_time_it_got(program
     meter.compiled(3.0)
     now[0] = 110.0
     row = meter.columns(steps=10, timed=9, seconds=4.5)
-    assert row == {"images_per_s": 9 * 8 / 4.5, "mfu": "unknown", "compile_s": 3.0, "goodput": pytest.approx(0.5)}
+    assert row == {
+        "images_per_s": 9 * 8 / 4.5,
+        "mfu": "unknown",
+        "compile_s": 3.0,
+        "elapsed_s": 10.0,
+        "goodput": pytest.approx(0.5),
+    }
     now[0] = 120.0
     assert meter.columns(steps=20, timed=20, seconds=10.0)["goodput"] == pytest.approx(0.75)
     assert meter.columns(steps=1, timed=0, seconds=1.0)["images_per_s"] is None
