@@ -10,10 +10,11 @@ from flax import nnx
 
 from dit import memory
 from dit.compute import Compute, attend, best_attention, cast_params, require_precision
-from dit.config import BLOCKS, DATASETS, ModelConfig, RunArguments, RunConfig, model_config
+from dit.config import BLOCKS, DATASETS, ModelConfig, OptimConfig, RunArguments, RunConfig, model_config
 from dit.data import ImageDataset, load_images
 from dit.errors import UserError
 from dit.layers import layer_norm, normalize
+from dit.loop import train
 from dit.memory import activation_bytes, choose_remat, state_bytes
 from dit.model import DiT, applied
 from dit.topology import MeshShape
@@ -101,6 +102,19 @@ def test_parameters_moments_and_average_stay_float32_in_bfloat16():
     reference = exact.step(exact.init(), *batch)[1]
     assert float(metrics.loss) == pytest.approx(float(reference.loss), rel=2e-2)
     assert float(metrics.loss) != float(reference.loss)
+
+
+@pytest.mark.slow
+def test_bfloat16_trains_like_float32():
+    means = []
+    for precision in ("float32", "bfloat16"):
+        run = dataclasses.replace(RUN, precision=precision, batch_size=16, optim=OptimConfig(learning_rate=2e-3))
+        program, rows = build(run), []
+        data = ImageDataset(*load_images("digits"), 16, 0)
+        train(program, program.init(), data, 100, 50, rows.append)
+        means.append([row["loss"] for row in rows])
+    np.testing.assert_allclose(means[1], means[0], rtol=2e-2)
+    assert means[0][1] < 0.8 * means[0][0]
 
 
 def test_all_but_normalisations_is_cast():

@@ -1,9 +1,10 @@
 """How fast training, sampling and compiling are, beside PyTorch where it is installed: `python tests/benchmarks/training.py [PART ...]`.
 
-Parts: train (S/8, S/4, S/2 against a PyTorch twin, eager and compiled), sample (50 steps of S/4), compile (XL, scanned against unrolled) and
-harness (the nano ladder through `dit.loop` against the same step written as a bare optax loop). Contestants take turns within each round, and
-the ratios are those of a round, so that what else the machine does falls on both; the table shows their median and range. Both use the
-same number of threads, batch and float32. Set glibc's tunables (docs/performance.md) before the start: they change JAX's times.
+Parts: train (S/8, S/4, S/2 against a PyTorch twin, eager and compiled), sample (50 steps of S/4), compile (XL, scanned against
+unrolled) and harness (the nano ladder through `dit.loop` against the same step written as a bare optax loop). Contestants take turns
+within each round, and the ratios are those of a round, so that what else the machine does falls on both; the table shows their median
+and range. All use the same number of threads, batch and float32. Set glibc's tunables (docs/performance.md) before the start: they
+change JAX's times.
 """
 
 from __future__ import annotations
