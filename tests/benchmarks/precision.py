@@ -37,10 +37,12 @@ def losses(run: RunConfig) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=500)
-    steps = parser.parse_args().steps
+    parser.add_argument("--cell", type=int, choices=range(len(CELLS)), help="only this one")
+    args = parser.parse_args()
+    steps = args.steps
     print("| cell | float32 | bfloat16 | difference | float32, another seed | difference | largest gap of one step |")
     print("|---|---|---|---|---|---|---|")
-    for block, size, patch_size in CELLS:
+    for block, size, patch_size in CELLS if args.cell is None else CELLS[args.cell : args.cell + 1]:
         data = DATASETS["digits"]
         model = model_config(block, size, patch_size, data, "nano")
         optim = OptimConfig(learning_rate=1e-3, b2=0.99, ema_decay=0.99)

@@ -91,8 +91,8 @@ def train(rounds: int, compile_torch: bool) -> None:
         show(f"train {name} B{batch}", interleaved(contestants, rounds), "PyTorch eager")
 
 
-def sample(rounds: int, compile_torch: bool) -> None:
-    """50 ancestral steps of 16 images of S/4, without guidance."""
+def sample(rounds: int, compile_torch: bool, steps: int) -> None:
+    """Ancestral steps of 16 images of S/4, without guidance."""
     import jax
     import torch
     from torch_twin import TorchTraining
@@ -106,16 +106,16 @@ def sample(rounds: int, compile_torch: bool) -> None:
     model = model_config("adaln_zero", "S", 4, DATASETS["imagenet256"])
     params = jax.jit(lambda: nnx.state(DiT(model, rngs=nnx.Rngs(0))))()
     sampler = Sampler(applied(model, Compute(), "cpu"), model, DiffusionConfig(), 16)
-    evaluation = Evaluation(1, "none", 16, sampling_steps=50)
+    evaluation = Evaluation(1, "none", 16, sampling_steps=steps)
     contestants: dict[str, Callable[[], Any]] = {
-        "PyTorch eager": lambda: eager.sample(16, 50),
+        "PyTorch eager": lambda: eager.sample(16, steps),
         "dit": lambda: list(sampler.draw(params, evaluation, 0, 16)),
     }
     eager = TorchTraining(4, False)
     if compile_torch:
         compiled = TorchTraining(4, True)
-        contestants["torch.compile"] = lambda: compiled.sample(16, 50)
-    show("sample S/4 B16, 50 steps", interleaved(contestants, rounds), "PyTorch eager")
+        contestants["torch.compile"] = lambda: compiled.sample(16, steps)
+    show(f"sample S/4 B16, {steps} steps", interleaved(contestants, rounds), "PyTorch eager")
 
 
 def compile_time(rounds: int) -> None:
@@ -200,17 +200,17 @@ def bare_loop(run: Any, data: Any) -> Callable[[int], Any]:
     return advance
 
 
-def harness(rounds: int) -> None:
+def harness(rounds: int, sizes: list[str]) -> None:
     """Each cell of the demo's adaLN-Zero ladder: blocks of 50 steps through the loop, with rows, guard and prefetching, and bare."""
     import jax
 
-    from dit.config import DATASETS, SIZES, OptimConfig, RunConfig, model_config
+    from dit.config import DATASETS, OptimConfig, RunConfig, model_config
     from dit.data import ImageDataset, load_images
     from dit.loop import train as loop
     from dit.train import build
 
     images = load_images("digits")
-    for size in SIZES:
+    for size in sizes:
         data = DATASETS["digits"]
         optim = OptimConfig(learning_rate=3e-3, b2=0.99, ema_decay=0.99)
         run = RunConfig(model_config("adaln_zero", size, 4, data, "nano"), data, 4000, 8, optim=optim)
@@ -235,7 +235,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help="train, sample, compile, harness (default: all)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--cells", default="S/8,S/4,S/2", help="of train")
+    parser.add_argument("--cells", default="S/8,S/4,S/2", help="of train (default: S/8,S/4,S/2)")
+    parser.add_argument("--sizes", default="S,B,L,XL", help="of harness (default: S,B,L,XL)")
+    parser.add_argument("--sampling-steps", type=int, default=50, help="of sample (default: 50)")
     parser.add_argument("--no-torch-compile", action="store_true")
     args = parser.parse_args()
     parts = args.parts or ["train", "sample", "compile", "harness"]
@@ -246,11 +248,11 @@ def main() -> None:
     if "train" in parts:
         train(args.rounds, not args.no_torch_compile)
     if "sample" in parts:
-        sample(args.rounds, not args.no_torch_compile)
+        sample(args.rounds, not args.no_torch_compile, args.sampling_steps)
     if "compile" in parts:
         compile_time(args.rounds)
     if "harness" in parts:
-        harness(args.rounds)
+        harness(args.rounds, args.sizes.split(","))
 
 
 if __name__ == "__main__":
