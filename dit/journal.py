@@ -89,12 +89,15 @@ class Journal:
                 self._lease.note(**{name: row[name] for name in ("step", "loss", "images_per_s")})
         self.event("step", **row)
 
+    def sync(self) -> None:
+        """Make the rows so far survive a power cut."""
+        if self._metrics is not None:
+            self._metrics.sync()
+
     def stopped_at(self, step: int) -> None:
-        """Record that training stands at a step, with its rows and the attempt's times synced."""
+        """Record that training stands at a step, and the attempt's times."""
         self.progress["step"] = step
         if self._processes.leads:
-            if self._metrics is not None:
-                self._metrics.sync()
             self.record.set_status(store.RUNNING, **self.progress)
             self._write_times()
 
