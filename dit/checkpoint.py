@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -135,7 +135,7 @@ class CheckpointWriter(Checkpoints):
             checkpointer = ocp.StandardCheckpointer(**self._processes.options("save"))
             checkpointer.save((beside / "arrays").absolute(), flatten(tree))
         except Exception as error:
-            raise self._explained(step, beside, error) from error
+            self._fail(step, beside, error)
         self._saving = self._thread.submit(self._publish, checkpointer, beside, step)
 
     @property
@@ -239,7 +239,7 @@ class CheckpointWriter(Checkpoints):
                 manifest.sync_folder(self.folder)
                 self._prune()
         except Exception as error:
-            raise self._explained(step, beside, error) from error
+            self._fail(step, beside, error)
 
     def _prune(self) -> None:
         for step in self.steps()[: -self.keep] if self.keep else []:
@@ -248,24 +248,24 @@ class CheckpointWriter(Checkpoints):
             os.rename(self.path(step), doomed)  # it goes at once: half of one must not look like a checkpoint
             shutil.rmtree(doomed)
 
-    def _explained(self, step: int, beside: Path, error: Exception) -> Exception:
-        """The error as the user should read it. What was written of the failed save gives its room back."""
+    def _fail(self, step: int, beside: Path, error: Exception) -> NoReturn:
+        """Raise the error as the user should read it. What was written of the failed save gives its room back."""
         if self._processes.leads:
             shutil.rmtree(beside, ignore_errors=True)
         if missing := absentees(error):
-            return Absent(
+            raise Absent(
                 f"process {missing} of {self._processes.count} did not come to the save of step {step} within the deadline"
-            )
+            ) from error
         full = "RESOURCE_EXHAUSTED" in str(error) or "No space left" in str(error)
         if full or isinstance(error, OSError):
             reason = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
             last = next(iter(self.steps()[-1:]), None)
             kept = "there is no earlier one" if last is None else f"the one of step {last} is whole"
             remedy = "make room" if full else "make it writable"
-            return UserError(
+            raise UserError(
                 f"cannot write the checkpoint of step {step} in {self.folder}: {reason}; {kept}: {remedy} and run again"
-            )
-        return error
+            ) from error
+        raise error
 
 
 def flatten(tree: Any) -> dict[str, Any]:

@@ -18,6 +18,8 @@ import numpy as np
 from dit import store
 from dit.config import Evaluation, RunArguments, RunConfig
 from dit.environment import environment
+from dit.errors import UserError
+from dit.goodput import goodput
 from dit.lease import Lease
 from dit.mirror import Mirror
 from dit.processes import Processes
@@ -87,12 +89,15 @@ class Journal:
                 self._lease.note(**{name: row[name] for name in ("step", "loss", "images_per_s")})
         self.event("step", **row)
 
+    def sync(self) -> None:
+        """Make the rows so far survive a power cut."""
+        if self._metrics is not None:
+            self._metrics.sync()
+
     def stopped_at(self, step: int) -> None:
-        """Record that training stands at a step, with its rows and the attempt's times synced."""
+        """Record that training stands at a step, and the attempt's times."""
         self.progress["step"] = step
         if self._processes.leads:
-            if self._metrics is not None:
-                self._metrics.sync()
             self.record.set_status(store.RUNNING, **self.progress)
             self._write_times()
 
@@ -148,6 +153,8 @@ class Journal:
         """Record the run's state after this attempt and let the run go; `how` is the attempt's end where it is not the state."""
         if self._processes.leads:
             self._write_times()
+            if state == store.DONE:
+                fields |= self._goodput()
             self.record.set_status(state, **self.progress, **fields)
             if self._lease is not None:
                 self._lease.end(how or state)
@@ -175,6 +182,12 @@ class Journal:
             yield
         finally:
             self._seconds[phase] = self._seconds.get(phase, 0.0) + time.monotonic() - start
+
+    def _goodput(self) -> dict[str, float]:
+        """Of all attempts at the run, this one included; left out if an earlier one's rows cannot be read."""
+        with contextlib.suppress(UserError):
+            return {"goodput": round(goodput(self.record.path, self.run.batch_size).goodput, 4)}
+        return {}
 
     def _write_times(self) -> None:
         elapsed = time.monotonic() - self._clock

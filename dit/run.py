@@ -178,9 +178,11 @@ class _Execution:
                     interrupted=lambda step: self._must_stop(),
                     carried=carried,
                 )
-            self._save(int(state.step), state)
-            if int(state.step) < stop:
-                self.journal.keep_unfinished(self.step, carried[0]._asdict() if carried else {})
+            reached = int(state.step)
+            if reached < stop:
+                self.journal.keep_unfinished(reached, carried[0]._asdict() if carried else {})
+            self._save(reached, state)
+            if reached < stop:
                 self._settle()
                 raise Stopped
             self._evaluate_now(state)
@@ -233,6 +235,7 @@ class _Execution:
         return any(e.step == step for e in self.run.evaluations)
 
     def _save(self, step: int, state: TrainState) -> None:
+        self.journal.sync()  # no checkpoint lies beyond the rows before it
         with self.journal.timed("save"):
             self.averages.wait()  # no newer state replaces the one that an average is still in
             if self._is_scored(step):

@@ -272,12 +272,14 @@ def run_folder(study_folder: Path, name: str) -> Path:
 
 def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
     """Rows that the attempts of one run logged, each step once (the highest attempt wins), torn last lines dropped."""
-    rows: dict[int, dict[str, Any]] = {}
-    paths = [path for path in (run_folder / "metrics").glob("*.jsonl") if path.stem.isdecimal()]
-    for path in sorted(paths, key=lambda path: int(path.stem)):
-        for row in _lines(path):
-            rows[row["step"]] = row
+    rows = {row["step"]: row for logged in attempt_rows(run_folder).values() for row in logged}
     return [rows[step] for step in sorted(rows)]
+
+
+def attempt_rows(run_folder: Path) -> dict[int, list[dict[str, Any]]]:
+    """The rows of each attempt, by its number, in order; of a run that was resumed several tell of the same step."""
+    paths = [path for path in (run_folder / "metrics").glob("*.jsonl") if path.stem.isdecimal()]
+    return {int(path.stem): list(_lines(path)) for path in sorted(paths, key=lambda path: int(path.stem))}
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -32,7 +32,7 @@ PEAK_FLOPS: dict[str, dict[Precision, float]] = {
     "Tesla V100-SXM2-32GB": {"float32": 15.7e12},
 }
 
-TIMINGS = ("images_per_s", "mfu", "compile_s", "goodput")
+TIMINGS = ("images_per_s", "mfu", "compile_s", "elapsed_s", "goodput")
 """Columns of a metric row that depend on the machine and its load; all others follow from the run."""
 
 
@@ -75,4 +75,5 @@ class Meter:
             self._productive_s += seconds * steps / timed
         elapsed = time.perf_counter() - self._started
         goodput = min(1.0, self._productive_s / elapsed) if elapsed else None
-        return {"images_per_s": rate, "mfu": mfu, "compile_s": round(self._compile_s, 3), "goodput": goodput}
+        times = {"compile_s": round(self._compile_s, 3), "elapsed_s": round(elapsed, 3)}
+        return {"images_per_s": rate, "mfu": mfu, **times, "goodput": goodput}

@@ -16,6 +16,7 @@ from dit.store import SCHEMA_VERSION, read_json, write_json
 
 CADENCE = ("log_every", "checkpoint_every")
 PATHS = ("data", "vae", "inception", "reference")
+HARDWARE = ("mesh", "remat", "accumulate", "steps_per_dispatch")
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +28,21 @@ def declare(parser: argparse.ArgumentParser) -> None:
         "--checkpoint-every",
         type=int,
         help=f"steps per checkpoint, besides evaluations (default: {default.checkpoint_every})",
+    )
+    hardware = parser.add_argument_group("how one run uses its devices (no result depends on it, but for rounding)")
+    hardware.add_argument(
+        "--mesh", help="devices along data, fsdp and tensor, such as data=4,fsdp=2 (default: all as data)"
+    )
+    hardware.add_argument(
+        "--remat",
+        choices=("auto", "none", "dots", "full"),
+        help="what the backward pass computes again instead of keeping it (default: auto, as little as fits the memory)",
+    )
+    hardware.add_argument(
+        "--accumulate", type=int, help="parts that a batch is taken in, one after another (default: 1)"
+    )
+    hardware.add_argument(
+        "--steps-per-dispatch", type=int, help="training steps given to a device at once (default: several if short)"
     )
     paths = parser.add_argument_group("for studies on latents")
     paths.add_argument("--data", help="encoded images: the folder of `dit encode`, or its gs:// path")
@@ -45,7 +61,7 @@ def given(args: argparse.Namespace, base: RunArguments | None = None) -> RunArgu
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: expected a positive whole number")
-    values = {name: getattr(args, name) for name in ("wandb", *CADENCE, *PATHS)}
+    values = {name: getattr(args, name) for name in ("wandb", *CADENCE, *HARDWARE, *PATHS)}
     return dataclasses.replace(
         base or RunArguments(), **{name: value for name, value in values.items() if value is not None}
     )

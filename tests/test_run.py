@@ -99,6 +99,7 @@ def test_a_run_leaves_its_rows_scores_and_status(whole):
     assert [row["step"] for row in record.metrics()] == steps
     assert all(np.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in record.metrics())
     assert record.status()["loss"] == record.metrics()[-1]["loss"]
+    assert 0 < record.status()["goodput"] < 1
     assert [event["step"] for event in events if event["event"] == "step"] == steps
     assert [(e["event"], e["step"]) for e in events if "score" in e["event"]] == [
         ("score", 12), ("scored", 12), ("score", 30), ("scored", 30)

@@ -3,7 +3,7 @@
     python tests/benchmarks/checkpoint.py [--size nano|S|B] [--steps 20] [--repeats 5] [--out FOLDER]
 
 One state (weights, average, two moments) is saved while a step that gives its buffers away goes on, as in training. The share of the step
-budget is what a save blocks over the time of the steps between two saves. Orbax alone, in the same rounds, tells what hashing and syncing add.
+budget is what a save blocks over the time of the steps between two saves. Orbax alone, in the same rounds, tells what hashing adds.
 """
 
 import argparse
