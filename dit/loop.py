@@ -119,6 +119,7 @@ def train(
     rows = _Rows(run, block, log, meter, start, carried)
     batches = _Prefetched(program, dataset, dispatches(start, stop, math.gcd(length, block)))
     flying: deque[Metrics] = deque()
+    distant = program.devices[0].platform != "cpu"
     while (group := batches.next_group()) is not None:
         if interrupted(group.first):
             carried.extend(rows.interrupt())
@@ -131,6 +132,8 @@ def train(
             jax.block_until_ready(metrics)  # once: this one may have compiled, and the clock starts after it
             rows.start_clock()
         rows.add(group, metrics)
+        if distant:
+            jax.tree.map(lambda value: value.copy_to_host_async(), metrics)
         batches.fill()
         flying.append(metrics)
         if len(flying) > IN_FLIGHT:
@@ -195,7 +198,6 @@ class _Rows:
         if self._finished:  # the block before is fetched while this dispatch runs
             self._fetch(self._finished, self._step)
             self._finished = []
-        jax.tree.map(lambda value: value.copy_to_host_async(), metrics)
         self._pending.append(metrics)
         self._step = group.first + group.length
         self._timed += group.length if group.first > self._start else 0

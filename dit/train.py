@@ -78,8 +78,10 @@ class Program:
         places = meshes.state_sharding(shapes, self.mesh)
         return jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, places)
 
-    def put(self, batch: tuple[np.ndarray, np.ndarray], stacked: bool = False) -> tuple[Array, Array]:
-        """This process's rows of a batch (or of several, stacked) on their way to the devices."""
+    def put(self, batch: tuple[np.ndarray, np.ndarray], stacked: bool = False) -> tuple[Any, Any]:
+        """This process's rows of a batch (or of several, stacked) on their way to the devices; one CPU takes them as they are."""
+        if self.mesh is None and self.devices[0].platform == "cpu":
+            return batch
         return meshes.put_batch(self.mesh, batch, self.run.batch_size, stacked)
 
     @property

@@ -114,12 +114,18 @@ def test_the_host_never_waits_for_what_it_has_just_dispatched(program, monkeypat
     assert all(event[0] in ("batch", "step", "fetch") for event in first_waits)
 
 
-def test_an_interrupted_loop_ends_between_dispatches_with_its_rows(program):
-    asked = []
-    state, rows = run_to(program, 30, length=5, interrupted=lambda step: asked.append(step) or step >= 15)
+def test_an_interrupted_loop_ends_between_dispatches_and_the_next_one_takes_its_steps_into_its_row(program):
+    asked, carried, rows = [], [], []
+    state = train(
+        program, program.init(), DATA, 30, 10, rows.append,
+        length=5, interrupted=lambda step: asked.append(step) or step >= 15, carried=carried,
+    )  # fmt: skip
     assert int(state.step) == 15 and asked == [0, 5, 10, 15]
-    assert [row["step"] for row in rows] == [10, 15]
-    assert_same_bits(state, run_to(program, 15)[0])
+    assert [row["step"] for row in rows] == [10] and len(carried) == 1
+    state = train(program, state, DATA, 30, 10, rows.append, length=5, carried=carried)
+    whole, expected = run_to(program, 30)
+    assert_same_bits(jax.device_get(state), whole)
+    assert without_timings(rows) == without_timings(expected)
 
 
 def test_the_gradients_level_is_its_running_root_mean_square():
