@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -90,11 +91,7 @@ def test_a_run_leaves_its_rows_scores_and_status(whole):
     folder, events = whole
     record = RunStore(folder, RUN)
     assert record.is_done()
-    assert {name: record.status()[name] for name in ("state", "step", "attempt")} == {
-        "state": "done",
-        "step": 30,
-        "attempt": 1,
-    }
+    assert [record.status()[name] for name in ("state", "step", "attempt")] == ["done", 30, 1]
     steps = sorted({*STOPS, *range(5, 31, 5)})
     assert [row["step"] for row in record.metrics()] == steps
     assert all(np.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in record.metrics())
@@ -375,12 +372,9 @@ def test_an_average_whose_attempt_died_before_it_was_whole_is_saved_again(tmp_pa
 
 
 def test_a_full_disk_fails_the_run_with_its_name_and_costs_only_steps(tmp_path, monkeypatch, whole):
+    full = OSError(errno.ENOSPC, "No space left on device")
     with monkeypatch.context() as patch:
-
-        def full(*_):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        patch.setattr(manifest, "seal", full)
+        patch.setattr(manifest, "seal", Mock(side_effect=full))
         assert finish(tmp_path) == "failed"
     reason = RunStore(tmp_path, RUN).status()["reason"]
     assert "cannot write the checkpoint of step 8" in reason
