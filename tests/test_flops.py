@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 from dit import flops
+from dit.compute import Compute
 from dit.config import BLOCKS, DATASETS, LADDERS, SIZES, RunConfig, model_config
 from dit.model import DiT
 
@@ -25,16 +26,19 @@ CELLS = [
         model_config(block, "S", 2, IMAGENET, learn_sigma=False, class_dropout_prob=0.0, mlp_ratio=3.0)
         for block in BLOCKS
     ),
+    *(model_config(block, "S", 4, DATASETS["digits"], "nano", qk_norm=True) for block in BLOCKS),
 ]
 
 
 def name(model):
-    return f"{model.ladder}-{model.block}-{model.size}/{model.patch_size}@{model.input_size}"
+    return (
+        f"{model.ladder}-{model.block}-{model.size}/{model.patch_size}@{model.input_size}{'-qk_norm' * model.qk_norm}"
+    )
 
 
 def abstract(model, unroll=1):
     """A function of the model's parameters and inputs, and shapes for them (batch 1); nothing is allocated."""
-    graph, params = nnx.split(nnx.eval_shape(lambda: DiT(model, rngs=nnx.Rngs(0), unroll=unroll)))
+    graph, params = nnx.split(nnx.eval_shape(lambda: DiT(model, rngs=nnx.Rngs(0), compute=Compute(unroll=unroll))))
     image = jax.ShapeDtypeStruct((1, model.input_size, model.input_size, model.in_channels), np.float32)
     t, y = jax.ShapeDtypeStruct((1,), np.float32), jax.ShapeDtypeStruct((1,), np.int32)
     return (lambda params, x, t, y: nnx.merge(graph, params)(x, t, y)), (params, image, t, y)
