@@ -16,7 +16,9 @@ import pytest
 from process_group import free_port
 from worker_processes import SCRIPT, Nursery, attempts_of, ended, fake_cells, holdings, line, make_study, wait_for
 
+from dit.errors import UserError
 from dit.lease import is_gone
+from dit.run import reason_of
 from dit.store import RunStore
 from sweeps.engines import local
 from sweeps.ledger import Ledger
@@ -181,7 +183,9 @@ def test_a_full_disk_is_named_keeps_what_was_there_and_goes_on_when_there_is_roo
     code, said = sweep(folder)
     assert code in (2, 3), said
     assert "disk is full" in said or "No space left on device" in said
-    assert "Traceback" not in said
+    assert any(
+        "disk is full" in line or "No space left" in line for line in said.splitlines() if line.startswith("failed: ")
+    )
     scores = sorted(folder.rglob("evals/*.json"))
     kept = {path: path.read_bytes() for path in scores}
     small_disk.change("size=64m")
@@ -276,3 +280,19 @@ def test_a_death_for_want_of_memory_is_told_from_others(monkeypatch):
         process.kills = local.out_of_memory_kills()
         process.process = SimpleNamespace(wait=lambda: -signal.SIGKILL)
         assert process.how_it_ended() == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), "out of memory: MemoryError:"),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"),
+            "out of memory: RuntimeError: RESOURCE_EX",
+        ),
+        (RuntimeError("RESOURCE_EXHAUSTED: no space\nleft"), "RuntimeError: RESOURCE_EXHAUSTED: no space left"),
+        (UserError("no such\nfile"), "no such file"),
+    ],
+)
+def test_a_reason_is_one_line_and_tells_want_of_memory_from_the_rest(error, reason):
+    assert reason_of(error).startswith(reason)
