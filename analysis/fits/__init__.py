@@ -6,6 +6,7 @@ varpro        starting points: grids of exponents, amplitudes in closed form
 refine        Huber loss on log scores, many starts or replicates at once
 bootstrap     wild cluster bootstrap over cells
 fit           one form fitted: parameters with intervals, predictions with bands, curves to draw
+noise         how far apart two trainings of one cell fall
 validation    forward-chained errors of every form, and the form that they choose
 frontier      which scores no cheaper score beats, and the size that is best for a budget
 isoflop       the best size at fixed compute, edge minima rejected, against the law's own optimum
@@ -14,4 +15,5 @@ blocks        a block as a multiplier of compute
 correlation   Gflops or parameters: correlations, plain and partial
 diagnostics   what a reader must know beside a number
 methods       the methods box of a fit
+summary       conclusions, forecasts and advice as text
 """
