@@ -183,8 +183,9 @@ def test_labels_keep_off_each_other_the_marks_and_the_curves():
     with matplotlib.rc_context(STYLES["paper"].rc):
         figure, [[axes]] = new_figure(2.5, width=3.25)
         rng = np.random.default_rng(3)
-        x, y = rng.uniform(0, 1, 14), rng.uniform(0, 1, 14)
+        x, y = rng.uniform(0.25, 0.75, 14), rng.uniform(0.2, 0.8, 14)
         axes.plot(x, y, "o", markersize=4)
+        axes.set(xlim=(0, 1), ylim=(0, 1))
         label_points(figure, [(axes, [Point(a, b, f"XL/{n}", "#000000") for n, (a, b) in enumerate(zip(x, y))])])
         renderer = FigureCanvasAgg(figure).get_renderer()
         boxes = [text.get_window_extent(renderer) for text in axes.texts]
