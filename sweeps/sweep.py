@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ class Outcome:
     elsewhere: int = 0
     stopped: bool = False
 
+
+FOLLOW_S = 5.0
+"""Seconds between two readings of the ledger, for engines that do not report."""
 
 EngineMaker = Callable[[Path, Listener], Engine]
 
@@ -103,6 +107,7 @@ class _Drive:
         self.ledger, self.engine, self.listen, self.needs = ledger, engine, listen, needs
         self.left = {run.run: run for run in runs}
         self.signals = 0
+        self._followed, self._attempts = 0.0, {}
 
     def _task(self, run: RunConfig) -> CellTask:
         return CellTask(run.run, worker_command(self.ledger.folder, run.run), self.needs(run))
@@ -121,6 +126,8 @@ class _Drive:
             try:
                 self.engine.submit([self._task(run) for run in self.left.values()])
                 while self.left and not self.signals:
+                    if not self.engine.reports:
+                        self._follow()
                     gone = [cell for cell, state in self.engine.poll().items() if state == GONE and cell in self.left]
                     again = [self.left[cell] for cell in gone if self._is_to_run_again(self.left[cell])]
                     if again:
@@ -130,11 +137,34 @@ class _Drive:
                 self.engine.close()
         return bool(self.signals)
 
+    def _follow(self) -> None:
+        """Tell what the ledger says of cells whose commands tell nothing themselves."""
+        if time.monotonic() - self._followed < FOLLOW_S:
+            return
+        self._followed = time.monotonic()
+        for cell in self.ledger.cells(list(self.left.values())):
+            name, attempt = cell.run.run, cell.attempt
+            if cell.state in states.ENDED and self.engine.detached:
+                self._let_go(cell)
+            elif cell.state in states.HELD and attempt is not None:
+                if self._attempts.get(name) != attempt.token:
+                    self.listen({"event": "started", "run": name, "worker": name})
+                self._attempts[name] = attempt.token
+                loss = attempt.progress.get("loss")
+                if isinstance(loss, float):
+                    self.listen({"event": "step", "run": name, "worker": name, "step": cell.step, "loss": loss})
+
+    def _let_go(self, cell: states.Cell) -> None:
+        """The cell has ended."""
+        if not self.engine.reports:
+            self.listen({"event": "finished", "run": cell.run.run, "worker": cell.run.run, "state": cell.state})
+        del self.left[cell.run.run]
+
     def _is_to_run_again(self, run: RunConfig) -> bool:
         """What the ledger says of a cell whose command is gone; one that has ended or is another's is let go."""
         cell = self.ledger.cell(run)
         if cell.state in states.ENDED:
-            del self.left[run.run]
+            self._let_go(cell)
             return False
         if cell.state in states.HELD and not self.ledger.is_free(run):
             if self.ledger.observer.has_moved(run.run):
@@ -157,6 +187,8 @@ class _Drive:
         self.signals += 1
         if self.signals == 1:
             message = "stopping: cells save their state first (once more ends them where they are)"
+            if self.engine.detached:
+                message = f"leaving: {self.engine.name} goes on with the cells"
             self.listen({"event": "warning", "message": message})
         else:
             raise KeyboardInterrupt

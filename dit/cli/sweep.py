@@ -35,19 +35,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Sweep; a count on standard error, then the exit code."""
     from sweeps import arguments, engines
-    from sweeps.study import declared, subset
+    from sweeps.study import declared, declared_resources, subset
     from sweeps.sweep import sweep
 
     study = declared(args.study)
-    runs = subset(study, args.where)
+    runs, own_needs = subset(study, args.where), declared_resources(args.study)
     folder = args.out or Path("runs") / study.name
     check_study_folder(folder, study.name)
     chosen = arguments.given(args, arguments.load(folder))
     _require_paths(runs, folder, chosen)
-    if args.detach and args.engine == "local":
+    detached = args.engine != "local"
+    if args.detach and not detached:
         raise UserError(
             "--detach: expected an engine that outlives this command (--engine ray or slurm), local does not"
         )
+
+    needs = {run.run: engines.resources(args.engine, args, run, own_needs) for run in runs}
 
     def tell(message: str) -> None:
         print(message, file=sys.stderr)
@@ -58,16 +61,19 @@ def run(args: argparse.Namespace) -> int:
         folder,
         chosen,
         lambda folder, listen: engines.make(args.engine, folder, args, listen),
-        lambda run: engines.resources(args.engine, args, run),
+        lambda run: needs[run.run],
         args.retry_failed,
         tell,
         args.detach,
     )
+    if args.detach:
+        print(f"submitted: `dit status {folder} --watch` follows it", file=sys.stderr)
     parts = [f"{outcome.done} of {outcome.cells} done"]
     parts += [f"{outcome.failed} failed (see dit status {folder})"] * bool(outcome.failed)
     parts += [f"{outcome.cancelled} cancelled (dit retry {folder} takes them up)"] * bool(outcome.cancelled)
     parts += [f"{outcome.elsewhere} with other workers"] * bool(outcome.elsewhere)
-    parts += ["stopped, and saved: sweep again to go on"] * outcome.stopped
+    after = "left: its cells go on, sweep again to follow" if detached else "stopped, and saved: sweep again to go on"
+    parts += [after] * outcome.stopped
     print(", ".join(parts), file=sys.stderr)
     return 75 if outcome.stopped else 3 if outcome.failed else 0
 
