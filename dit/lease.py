@@ -12,6 +12,7 @@ host whose process is gone need not be waited for.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -243,8 +244,18 @@ class Lease:
             self._ended = how
             self.files.replace(_name(self.token), self.attempt().to_bytes())
 
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let the run go at once if it was not ended, and stop the heartbeat; where storage does not answer, the lease grows stale."""
+        if not self._ended:
+            with contextlib.suppress(LeaseLost, OSError):
+                self.end(LOST)
+        self.close()
+
     def close(self) -> None:
-        """Stop the heartbeat. A lease that was not ended grows stale."""
+        """Stop the heartbeat and nothing else."""
         self._closed.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()

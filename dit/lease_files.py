@@ -11,9 +11,10 @@ import contextlib
 import os
 import uuid
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
+@runtime_checkable
 class LeaseFiles(Protocol):
     """A flat folder of small files."""
 

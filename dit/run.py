@@ -53,7 +53,7 @@ def execute(
     if lease is None:
         lease = claim(run_files(place.path), run.run, Observer(), after=place.status()["attempt"])
     record = RunStore(folder, run, lease.check)
-    with contextlib.closing(lease):
+    with lease:
         attempt = lease.token
         progress = {
             **{key: value for key, value in record.status().items() if key in ("step", "loss")},

@@ -36,7 +36,7 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 DEVICES_DEADLINE_S = 120.0
 LOW_DISK = 5 * 2**30
 RACERS = 8
-ELSEWHERE = ELSEWHERE
+ELSEWHERE = "keep the study on another disk: this one is not safe"
 
 
 @dataclass(frozen=True)

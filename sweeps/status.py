@@ -118,10 +118,8 @@ def _left_s(row: Row, cell: Cell, spent: list[tuple[float, float]], rates: list[
     """Seconds that the cell still needs; 0 for one that has ended, None where nothing is known to judge by."""
     if cell.state in ENDED:
         return 0.0
-    run, scored = cell.run, sum(value is not None for value in (row.get(e.metric) for e in run.evaluations))
-    left = train_gflops(run, run.steps) - train_gflops(run, cell.step)
-    if not scored or cell.step < run.steps:
-        left += sampling_gflops(run) * (1 - cell.step / run.steps)
+    run, share = cell.run, cell.step / cell.run.steps
+    left = train_gflops(run, run.steps) - train_gflops(run, cell.step) + sampling_gflops(run) * (1 - share)
     if row["s_per_gflop"]:
         return left * row["s_per_gflop"]
     if spent:

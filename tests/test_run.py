@@ -16,6 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from dit import run as product
 from dit.checkpoint import Checkpoints, flatten
 from dit.config import DATASETS, Evaluation, OptimConfig, RunArguments, RunConfig, model_config, to_json
+from dit.lease import Busy, Observer, claim, run_files
 from dit.rows import columns
 from dit.run import execute
 from dit.store import RunStore, read_json
@@ -310,6 +311,7 @@ def test_a_failed_run_closes_its_mirror(tmp_path, monkeypatch):
 
 
 def test_only_one_process_runs_a_cell(tmp_path):
-    with product.store.exclusive(RunStore(tmp_path, RUN).path / ".lock"), pytest.raises(product.store.Busy):
+    place = RunStore(tmp_path, RUN).path
+    with claim(run_files(place), RUN.run, Observer()), pytest.raises(Busy):
         finish(tmp_path)
-    assert os.listdir(RunStore(tmp_path, RUN).path) == [".lock"]
+    assert os.listdir(place) == ["attempts"]

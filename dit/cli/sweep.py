@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from sweeps.study import declared, declared_resources, subset
     from sweeps.sweep import sweep
 
+    engines.check(args.engine, args)
     study = declared(args.study)
     runs, own_needs = subset(study, args.where), declared_resources(args.study)
     folder = args.out or Path("runs") / study.name

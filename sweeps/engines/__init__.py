@@ -1,4 +1,4 @@
-"""The engines by name: modules with `declare(parser)`, `resources(args, run, declared)` and `make(folder, args, listen)`.
+"""The engines by name: modules with `declare(parser)`, `check(args)`, `resources(args, run, declared)` and `make(folder, args, listen)`.
 
 A module imports its scheduler's library inside `make`, so that every engine's options can be listed where none is installed.
 """
@@ -22,6 +22,15 @@ def declare(parser: argparse.ArgumentParser) -> None:
     needs.declare(parser)
     for name in ENGINES:
         importlib.import_module(f"sweeps.engines.{name}").declare(parser)
+
+
+def check(name: str, args: argparse.Namespace) -> None:
+    """Refuse what that engine cannot do, before anything is written.
+
+    Raises:
+        UserError: naming the option, its value and what was expected.
+    """
+    importlib.import_module(f"sweeps.engines.{name}").check(args)
 
 
 def make(name: str, folder: Path, args: argparse.Namespace, listen: Listener) -> Engine:

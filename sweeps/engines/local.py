@@ -41,10 +41,19 @@ def resources(args: argparse.Namespace, run: RunConfig, declared: needs.Declared
     return Resources()
 
 
-def make(folder: Path, args: argparse.Namespace, listen: Listener) -> LocalEngine:
-    """The engine for the study in `folder`."""
+def check(args: argparse.Namespace) -> None:
+    """Refuse a number of workers that this machine cannot have."""
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers {args.workers}: expected a positive whole number")
+    if args.detach:
+        raise UserError(
+            "--detach: expected an engine that outlives this command (--engine ray or slurm), local does not"
+        )
+    shares(args.workers or default_workers())
+
+
+def make(folder: Path, args: argparse.Namespace, listen: Listener) -> LocalEngine:
+    """The engine for the study in `folder`."""
     return LocalEngine(folder, shares(args.workers or default_workers()), listen)
 
 

@@ -53,14 +53,15 @@ def resources(args: argparse.Namespace, run: RunConfig, declared: needs.Declared
     return needs.resources(args, run, declared)
 
 
-def make(folder: Path, args: argparse.Namespace, listen: Listener) -> RayEngine:
-    """The engine for the study in `folder`.
-
-    Raises:
-        UserError: where Ray is not installed, or no cluster answers at the address.
-    """
+def check(args: argparse.Namespace) -> None:
+    """Refuse a deadline that makes no sense, a machine without Ray, and an address where no cluster answers."""
     if not args.start_within > 0:
         raise UserError(f"--start-within {args.start_within}: expected a positive number of seconds")
+    _client(address(args.address))
+
+
+def make(folder: Path, args: argparse.Namespace, listen: Listener) -> RayEngine:
+    """The engine for the study in `folder`."""
     return RayEngine(folder, listen, address(args.address), args.python or "python3", args.start_within)
 
 

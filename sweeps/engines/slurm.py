@@ -107,16 +107,17 @@ def resources(args: argparse.Namespace, run: RunConfig, declared: needs.Declared
     return Resources(**{**vars(asked), "scheduler": tuple(options.items())})
 
 
-def make(folder: Path, args: argparse.Namespace, listen: Listener) -> SlurmEngine:
-    """The engine for the study in `folder`.
-
-    Raises:
-        UserError: where Slurm's commands are not installed, or for a limit below 1.
-    """
+def check(args: argparse.Namespace) -> None:
+    """Refuse limits that make no sense, and a machine without Slurm."""
     if args.max_jobs < 1:
         raise UserError(f"--max-jobs {args.max_jobs}: expected a positive whole number")
     if not args.poll_every > 0:
         raise UserError(f"--poll-every {args.poll_every}: expected a positive number of seconds")
+    _slurm(["sbatch", "--version"])
+
+
+def make(folder: Path, args: argparse.Namespace, listen: Listener) -> SlurmEngine:
+    """The engine for the study in `folder`."""
     return SlurmEngine(folder, listen, args.python, args.max_jobs, args.poll_every)
 
 
