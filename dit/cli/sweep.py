@@ -46,11 +46,6 @@ def run(args: argparse.Namespace) -> int:
     chosen = arguments.given(args, arguments.load(folder))
     _require_paths(runs, folder, chosen)
     detached = args.engine != "local"
-    if args.detach and not detached:
-        raise UserError(
-            "--detach: expected an engine that outlives this command (--engine ray or slurm), local does not"
-        )
-
     needs = {run.run: engines.resources(args.engine, args, run, own_needs) for run in runs}
 
     def tell(message: str) -> None:

@@ -214,7 +214,10 @@ class SlurmEngine:
         else:
             time.sleep(max(0.0, wait))
             self._look()
-        return {cell: job.state for cell, job in self._jobs.items()} | dict.fromkeys(self._waiting, PENDING)
+        states: dict[str, CommandState] = {cell: job.state for cell, job in self._jobs.items()}
+        for cell in self._waiting:
+            states[cell] = PENDING
+        return states
 
     def _look(self) -> None:
         try:
