@@ -18,6 +18,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,7 +166,8 @@ class Lease:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.files, self.token, self.lease_s, self.stop = files, token, lease_s, ""
-        self._owner, self._clock, self._on_beat = this_process(), clock, on_beat
+        self._owner = {**this_process(), "claim": uuid.uuid4().hex}  # two claims by one process differ too
+        self._clock, self._on_beat = clock, on_beat
         self._progress: dict[str, Any] = dict(progress or {})
         self._beat, self._ended, self._began, self._beaten = 0, "", clock(), clock()
         self._lock, self._closed = threading.RLock(), threading.Event()
@@ -243,6 +245,12 @@ class Lease:
             self.check()
             self._ended = how
             self.files.replace(_name(self.token), self.attempt().to_bytes())
+
+    def withdraw(self) -> None:
+        """Undo a claim under which nothing was written."""
+        self._ended = LOST
+        self.close()
+        self.files.remove(_name(self.token))
 
     def __enter__(self) -> Lease:
         return self

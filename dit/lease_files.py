@@ -27,7 +27,7 @@ class LeaseFiles(Protocol):
         ...
 
     def create(self, name: str, data: bytes) -> bool:
-        """Make the file, whole; False, and nothing changed, if the name is taken."""
+        """Make the file, whole; False, and nothing changed, if the name is taken. No two callers pass the same data."""
         ...
 
     def replace(self, name: str, data: bytes) -> None:
@@ -129,7 +129,7 @@ class ObjectFiles:
         try:
             self.filesystem.pipe_file(f"{self.prefix}/{name}", data, mode="create")
         except FileExistsError:
-            return False
+            return self.read(name) == data  # a repeated request: the first was ours, its reply was lost
         return True
 
     def replace(self, name: str, data: bytes) -> None:

@@ -178,12 +178,9 @@ class RunStore:
                 f"{self.path} is a link to {self.path.resolve()}, outside the study's folder: put the folder itself there"
             )
         self.fence()
-        for unfinished in [
-            *self.path.glob(".*.json.*"),
-            *self.path.glob("*/.*.npz.*"),
-            *self.path.glob("evals/.*.json.*"),
-        ]:
-            unfinished.unlink(missing_ok=True)
+        for pattern in (".*.json.*", "*/.*.npz.*", "evals/.*.json.*", "attempts/.[0-9]*.json.*"):
+            for unfinished in self.path.glob(pattern):
+                unfinished.unlink(missing_ok=True)
         path = self.path / "config.json"
         identity = {"schema_version": SCHEMA_VERSION, "hash": self.run.hash, **self.run.identity}
         if not path.exists():

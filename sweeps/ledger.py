@@ -138,14 +138,13 @@ class Ledger:
         except Busy:
             return None
         ended = self._ended_meanwhile(record, held)
+        if self._ended_meanwhile(record, held):
+            held.withdraw()
+            return None
         kind, count = stopped
-        if not ended and count >= (MAX_DEATHS if kind == lease.LOST else MAX_PREEMPTIONS):
-            self._fail(record, held, f"{kind} {count} times in a row without coming further than step {cell.step}")
-            ended = True
-        if ended:
-            if not held.ended:
-                held.end("nothing to do")
-            held.close()
+        if count >= (MAX_DEATHS if kind == lease.LOST else MAX_PREEMPTIONS):
+            with held:
+                self._fail(record, held, f"{kind} {count} times in a row without coming further than step {cell.step}")
             return None
         return held
 
@@ -170,8 +169,8 @@ class Ledger:
             )
         except Busy:
             return False
-        self._fail(record, held, reason)
-        held.close()
+        with held:
+            self._fail(record, held, reason)
         return True
 
     def _fail(self, record: RunStore, held: Lease, reason: str) -> None:

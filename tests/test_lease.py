@@ -292,6 +292,19 @@ def test_a_repeated_link_over_nfs_is_known_for_ours(tmp_path, monkeypatch):
     assert DiskFiles(tmp_path).create("0001.json", b"mine")
 
 
+def test_a_repeated_request_to_the_object_store_is_known_for_ours():
+    store = ObjectStore()
+    pipe_file = store.pipe_file
+
+    def twice(path, value, mode="overwrite"):
+        pipe_file(path, value, mode=mode)
+        pipe_file(path, value, mode=mode)  # the reply to the first was lost
+
+    store.pipe_file = twice  # type: ignore[method-assign]
+    with claim(ObjectFiles(store, "bucket/a"), "run", Observer()) as lease:
+        assert lease.token == 1
+
+
 def test_cancelling_reaches_the_holder_at_its_next_heartbeat(files):
     with claim(files, "run", Observer()) as lease:
         files.create(CANCEL, b"{}")
