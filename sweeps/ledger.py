@@ -137,7 +137,6 @@ class Ledger:
             )
         except Busy:
             return None
-        ended = self._ended_meanwhile(record, held)
         if self._ended_meanwhile(record, held):
             held.withdraw()
             return None

@@ -39,6 +39,18 @@ FOLLOW_S = 5.0
 EngineMaker = Callable[[Path, Listener], Engine]
 
 
+def declare(study: Study, folder: Path, arguments: RunArguments) -> None:
+    """Record in the folder what the study asks for and how it is to be run: all that a worker needs.
+
+    Raises:
+        UserError: if the folder is another study's, a file, or of a newer schema.
+    """
+    check_study_folder(folder, study.name)
+    with exclusive(folder / ".lock", wait=True):
+        save_study(folder, study)
+        run_arguments.save(folder, arguments)
+
+
 def sweep(
     study: Study,
     runs: tuple[RunConfig, ...],
@@ -58,10 +70,7 @@ def sweep(
     Raises:
         UserError: if the folder is another study's, a file, or of a newer schema, or the engine refuses.
     """
-    check_study_folder(folder, study.name)
-    with exclusive(folder / ".lock", wait=True):
-        save_study(folder, study)
-        run_arguments.save(folder, arguments)
+    declare(study, folder, arguments)
     ledger = Ledger(folder, study)
     cells = ledger.cells(runs)
     if retry_failed:

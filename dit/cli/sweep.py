@@ -9,6 +9,7 @@ Exit codes: 0 done, 3 some failed, 75 stopped with the state saved.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--detach", action="store_true", help="submit and return, to an engine that outlives this command"
     )
+    parser.add_argument(
+        "--declare", action="store_true", help="only make the study's folder: `dit worker` on any host runs the cells"
+    )
     arguments.declare(parser)
     engines.declare(parser)
 
@@ -36,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     """Sweep; a count on standard error, then the exit code."""
     from sweeps import arguments, engines
     from sweeps.study import declared, declared_resources, subset
-    from sweeps.sweep import sweep
+    from sweeps.sweep import declare, sweep
 
     engines.check(args.engine, args)
     study = declared(args.study)
@@ -45,6 +49,10 @@ def run(args: argparse.Namespace) -> int:
     check_study_folder(folder, study.name)
     chosen = arguments.given(args, arguments.load(folder))
     _require_paths(runs, folder, chosen)
+    if args.declare:
+        declare(study, folder, chosen)
+        print(f"declared: `dit worker --study {shlex.quote(str(folder))}` on any hosts runs it", file=sys.stderr)
+        return 0
     detached = args.engine != "local"
     needs = {run.run: engines.resources(args.engine, args, run, own_needs) for run in runs}
 
