@@ -19,6 +19,7 @@ whether this process still holds the run; a writer that has lost it raises `dit.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -157,6 +158,23 @@ def exclusive(path: Path, wait: bool = False) -> Iterator[None]:
         except BlockingIOError as error:
             raise Busy(str(path)) from error
         yield
+
+
+@contextlib.contextmanager
+def storage_errors(folder: Path) -> Iterator[None]:
+    """What the operating system refuses within, as the user should read it.
+
+    Raises:
+        UserError: naming the file, the reason and what to do.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        place, reason = error.filename or folder, os.strerror(error.errno)
+        remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
+        raise UserError(f"{place}: {reason}; what was saved in {folder} is whole: {remedy} and run again") from error
 
 
 class RunStore:

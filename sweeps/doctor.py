@@ -24,7 +24,7 @@ from typing import Literal
 from dit import flops
 from dit.config import RunArguments, RunConfig
 from dit.errors import UserError
-from dit.lease import Busy, Lease, LeaseLost, Observer, claim
+from dit.lease import LeaseLost, Observer, claim
 from dit.lease_files import DiskFiles
 from dit.store import Study, load_study
 from sweeps.arguments import load as load_arguments
@@ -188,43 +188,22 @@ def lease(folder: Path) -> Finding:
     while not place.exists():
         place = place.parent
     with tempfile.TemporaryDirectory(prefix=".doctor.", dir=place) as scratch:
-        files = DiskFiles(Path(scratch) / "attempts")
-
-        def one(_: int) -> Lease | None:
-            try:
-                return claim(files, "doctor", Observer(), lease_s=3600)
-            except Busy:
-                return None
-
         began = time.perf_counter()
+        race, held = DiskFiles(Path(scratch) / "race"), DiskFiles(Path(scratch) / "held")
         with ThreadPoolExecutor(RACERS) as pool:
-            held = [won for won in pool.map(one, range(RACERS)) if won is not None]
-        taken = 1000 * (time.perf_counter() - began)
-        try:
-            if len(held) != 1:
-                return Finding(
-                    FAIL,
-                    "lease",
-                    f"{len(held)} of {RACERS} claims won, expected one",
-                    ELSEWHERE,
-                )
-            held[0].beat()
-            files.create("0002.json", b"{}")
+            granted = sum(pool.map(lambda racer: race.create("0001.json", str(racer).encode()), range(RACERS)))
+        if granted != 1:
+            return Finding(FAIL, "lease", f"{granted} of {RACERS} claims won, expected one", ELSEWHERE)
+        with claim(held, "doctor", Observer()) as mine:
+            mine.beat()
+            held.create("0002.json", b"{}")
             try:
-                held[0].check()
+                mine.check()
             except LeaseLost:
-                return Finding(
-                    OK, "lease", f"one of {RACERS} claims won, and the loser of a lease is told ({taken:.0f} ms)"
-                )
-            return Finding(
-                FAIL,
-                "lease",
-                "a worker that lost its lease is not told",
-                ELSEWHERE,
-            )
-        finally:
-            for won in held:
-                won.close()
+                took = 1000 * (time.perf_counter() - began)
+                seen = f"one of {RACERS} claims won, and the loser of a lease is told ({took:.0f} ms)"
+                return Finding(OK, "lease", seen)
+        return Finding(FAIL, "lease", "a worker that lost its lease is not told", ELSEWHERE)
 
 
 def clock(folder: Path) -> Finding:

@@ -119,7 +119,9 @@ class _Drive:
         self._followed, self._attempts = 0.0, {}
 
     def _task(self, run: RunConfig) -> CellTask:
-        return CellTask(run.run, worker_command(self.ledger.folder, run.run), self.needs(run))
+        needs = self.needs(run)
+        together = ("--distributed",) if needs.hosts > 1 else ()
+        return CellTask(run.run, worker_command(self.ledger.folder, run.run, options=together), needs)
 
     def submit_all(self) -> bool:
         """Submit and leave."""

@@ -23,9 +23,10 @@ from typing import Any
 from dit.config import RunArguments, RunConfig
 from dit.errors import UserError
 from dit.lease import LEASE_S, PREEMPTED, Lease, LeaseLost
-from dit.store import FAILED, RETRYABLE
+from dit.store import FAILED, RETRYABLE, storage_errors
 from sweeps import engine
 from sweeps.engine import Listener
+from sweeps.gang import Alone, Gang
 from sweeps.ledger import ENDED, Ledger
 from sweeps.progress import work
 
@@ -47,11 +48,32 @@ class Options:
 class Worker:
     """Claims and runs cells of one study, and tells `report` what happens."""
 
-    def __init__(self, ledger: Ledger, arguments: RunArguments, options: Options, report: Listener):
+    def __init__(
+        self, ledger: Ledger, arguments: RunArguments, options: Options, report: Listener, gang: Gang | None = None
+    ):
         self.ledger, self.arguments, self.options, self._report = ledger, arguments, options, report
+        self.gang = gang or Alone()
         self.stopping = False
         self._lease: Lease | None = None
         self._moved = time.monotonic()
+
+    def work(self, name: str | None) -> int:
+        """Run the named cell, or whatever is left; the exit code, the same in all processes of a gang.
+
+        Raises:
+            UserError: if storage fails so that not even that can be recorded; what was saved stays.
+        """
+        with storage_errors(self.ledger.folder):
+            return self._work(name)
+
+    def _work(self, name: str | None) -> int:
+        if self.gang.leads:
+            code = self.whatever_is_left() if name is None else self.one(name)
+            self.gang.tell("cell", "")
+            return self.gang.tell("exit code", code)
+        while cell := self.gang.tell("cell", None):
+            self._execute(self.ledger.run(cell), None)
+        return self.gang.tell("exit code", None)
 
     def one(self, name: str) -> int:
         """Run that cell, waiting for a silent holder's lease to run out; the exit code."""
@@ -100,22 +122,25 @@ class Worker:
         if self.stopping:
             lease.request_stop(PREEMPTED)
         self.report({"event": "started", "run": run.run})
+        self.gang.tell("cell", run.run)
         try:
-            state = prepare()(
-                self.ledger.folder,
-                self.ledger.study.name,
-                run,
-                self.arguments,
-                lambda e: self.report({**e, "run": run.run}),
-                lease,
-            )
-        except LeaseLost as error:
-            state = RETRYABLE
-            self.report({"event": "warning", "run": run.run, "message": str(error)})
+            state = self._execute(run, lease)
         finally:
             self._lease = None
+        self.stopping = self.stopping or lease.stop == PREEMPTED
         self.report({"event": "finished", "run": run.run, "state": state})
         return state
+
+    def _execute(self, run: RunConfig, lease: Lease | None) -> str:
+        folder, study = self.ledger.folder, self.ledger.study.name
+        try:
+            return prepare()(folder, study, run, self.arguments, lambda e: self.report({**e, "run": run.run}), lease)
+        except LeaseLost as error:
+            self.report({"event": "warning", "run": run.run, "message": str(error)})
+            if self.gang.count > 1:
+                sys.stderr.flush()
+                os._exit(engine.STOPPED)  # the others wait in a collective: without process 0 they end too
+            return RETRYABLE
 
     def report(self, event: dict[str, Any]) -> None:
         """Pass the event on; every one of them is a sign of life."""
@@ -142,7 +167,9 @@ class Worker:
             if self._lease is not None:
                 self._lease.request_stop(PREEMPTED)
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        # Of a gang SIGTERM is JAX's, which finds a step for all to stop at.
+        numbers = (signal.SIGTERM, signal.SIGINT) if self.gang.count == 1 else ()
+        before = {number: signal.signal(number, stop) for number in numbers}
         try:
             yield
         finally:

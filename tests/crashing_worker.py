@@ -1,10 +1,12 @@
 """`dit worker`, made to die, to hang, or to live in another hour at a chosen point; the product knows nothing of it.
 
     python tests/crashing_worker.py [--crash WHERE:WHEN:N] [--fake] [--hour-ahead] <arguments of dit worker>
+    python tests/crashing_worker.py --nursery
 
 WHERE is `claim`, `status`, `row`, `evaluation`, `samples`, `checkpoint` or `average`: the N-th such file, or row, of this process. WHEN is
 `before` or `after` it appears under its name, or `torn`: half a row is written. With --fake a cell is arithmetic instead of training: the
-same files in the same order under the same fence, without JAX.
+same files in the same order under the same fence, without JAX. A nursery imports everything once and forks a worker for each line of
+arguments (a JSON list) on standard input, telling its process number and then, a line each, which of them ended and how.
 """
 
 import functools
@@ -13,6 +15,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -154,5 +157,48 @@ def main(argv):
     return cli.main(["worker", *argv])
 
 
+def nursery():
+    """Fork workers that need not import anything, until standard input closes."""
+    import dit.classifier
+    import dit.run
+    import dit.scoring  # noqa: F401
+
+    def reap():
+        while True:
+            try:
+                pid, status = os.wait()
+            except ChildProcessError:
+                time.sleep(0.01)
+                continue
+            print(json.dumps({"ended": pid, "code": os.waitstatus_to_exitcode(status)}), flush=True)
+
+    reaping = False
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            work_as_child(json.loads(line))
+        print(json.dumps({"started": pid}), flush=True)
+        if not reaping:
+            threading.Thread(target=reap, daemon=True).start()
+            reaping = True
+    os.kill(0, signal.SIGKILL)
+
+
+def work_as_child(argv):
+    """What a forked worker does, to its end."""
+    log = os.open(argv.pop(0), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    code = 1
+    try:
+        code = main(argv)
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    if sys.argv[1:] == ["--nursery"]:
+        nursery()
+    else:
+        sys.exit(main(sys.argv[1:]))

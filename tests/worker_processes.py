@@ -1,8 +1,13 @@
 """Worker processes under a test's hand, and what a study's folder must hold in the end."""
 
 import contextlib
+import json
+import os
+import queue
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -40,6 +45,46 @@ def fake(folder, *options, crash=None, before=(), **named):
     command = line(folder, *options, before=["--fake", *crashing, *before])
     named = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **named}
     return subprocess.Popen(command, **named)
+
+
+class Nursery:
+    """Real workers without their imports: see `crashing_worker.py --nursery`. Their output goes to `log`."""
+
+    def __init__(self, log):
+        environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=1"}
+        command = [sys.executable, "-W", "ignore", SCRIPT, "--nursery"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+        self.process = subprocess.Popen(command, env=environment, **pipes)
+        self.log, self.codes = log, {}
+        self._started = queue.SimpleQueue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self):
+        for line in self.process.stdout:
+            told = json.loads(line)
+            if "started" in told:
+                self._started.put(told["started"])
+            else:
+                self.codes[told["ended"]] = told["code"]
+
+    def start(self, folder, *options, crash=None):
+        """A worker's process number."""
+        crashing = ["--crash", crash] if crash else []
+        arguments = line(folder, *options, before=crashing)[2:]
+        self.process.stdin.write(json.dumps([str(self.log), *arguments]) + "\n")
+        self.process.stdin.flush()
+        return self._started.get(timeout=120)
+
+    def wait(self, pid, seconds=300.0):
+        """The worker's exit code."""
+        wait_for(lambda: pid in self.codes, seconds)
+        return self.codes[pid]
+
+    def close(self):
+        """Nobody outlives it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
 
 
 @contextlib.contextmanager

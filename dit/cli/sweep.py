@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dit.errors import UserError
-from dit.store import check_study_folder
+from dit.store import check_study_folder, storage_errors
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +38,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Sweep; a count on standard error, then the exit code."""
+    with storage_errors(args.out or Path("runs")):
+        return _sweep(args)
+
+
+def _sweep(args: argparse.Namespace) -> int:
     from sweeps import arguments, engines
     from sweeps.study import declared, declared_resources, subset
     from sweeps.sweep import declare, sweep

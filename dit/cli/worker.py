@@ -44,6 +44,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="give a cell up that does not move so long (default: 3600)",
     )
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="be one worker with the other hosts of this TPU slice or job: all start the same command",
+    )
     parser.add_argument("--cpus", default="", help="processors to keep to, such as 0,1 (default: all)")
     parser.add_argument(
         "--events", action="store_true", help="tell what happens as JSON, a line each, on standard output"
@@ -54,6 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Work; the exit code."""
     from sweeps import arguments
+    from sweeps.gang import Alone, join
     from sweeps.ledger import Ledger
     from sweeps.worker import Options, Worker, serve, use_processors
 
@@ -65,14 +71,15 @@ def run(args: argparse.Namespace) -> int:
     ledger = Ledger(args.study)
     if args.cell:
         ledger.run(args.cell)
-    report, close = _events() if args.events else _progress(ledger)
+    gang = join() if args.distributed else Alone()
+    report, close = (
+        (lambda event: None, lambda: None) if not gang.leads else _events() if args.events else _progress(ledger)
+    )
     options = Options(args.lease, args.hang, args.wait)
-    worker = Worker(ledger, arguments.given(args, arguments.load(args.study)), options, report)
+    worker = Worker(ledger, arguments.given(args, arguments.load(args.study)), options, report, gang)
     with worker.stopping_on_signals():
         try:
-            if args.cells:
-                return serve(worker)
-            return worker.one(args.cell) if args.cell else worker.whatever_is_left()
+            return serve(worker) if args.cells else worker.work(args.cell)
         finally:
             close()
 
