@@ -11,6 +11,7 @@ declared scores costs 2 · multiply-adds · steps at the same rate. Not in the b
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -64,12 +65,15 @@ class Settings:
 def bill(study: str, runs: tuple[RunConfig, ...], settings: Settings) -> list[Row]:
     """One row per cell: the plan's columns, then memory, time and cost; `None` stands for what is not known."""
     rates = _measured_rates(runs, settings)
-    return [_row(study, run, settings, rates) for run in runs]
+    steps = [dataclasses.replace(run, seed=0, steps=1, evaluations=()) for run in runs]
+    needs = {
+        step: memory_of(step, settings) for step in dict.fromkeys(steps)
+    }  # cells of the same step share its memory
+    return [_row(study, run, settings, needs[step], rates) for run, step in zip(runs, steps)]
 
 
-def _row(study: str, run: RunConfig, settings: Settings, rates: list[float]) -> Row:
+def _row(study: str, run: RunConfig, settings: Settings, need: Need, rates: list[float]) -> Row:
     hardware = settings.hardware
-    need = memory_of(run, settings)
     row: Row = planned_row(run, study)
     row |= {
         "precision": run.precision,
