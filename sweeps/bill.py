@@ -25,7 +25,7 @@ from dit.rows import Row, planned_row
 from dit.topology import MeshShape, parse_mesh
 from sweeps import compiled
 from sweeps.hardware import Band, Hardware
-from sweeps.memory import Need, estimate
+from sweeps.memory import Need, estimate, step_bytes
 from sweeps.plan import sampling_gflops
 from sweeps.prices import Price
 from sweeps.probes import Key, Probe, key_of
@@ -89,6 +89,7 @@ def _row(study: str, run: RunConfig, settings: Settings, need: Need, rates: list
         "memory_from": need.source,
         "fits": need.fits,
         "why_not": need.why_not,
+        **_seen(run, settings, need),
     }
     step, rate, source = step_time(run, settings, need.remat, rates)
     hours = step * (run.steps / 3600) + _sampling_hours(run, rate)
@@ -105,6 +106,28 @@ def _row(study: str, run: RunConfig, settings: Settings, need: Need, rates: list
     return row | {"time_from": source}
 
 
+def _seen(run: RunConfig, settings: Settings, need: Need) -> Row:
+    """The count beside the memory, and of a compiled step its parts and what its text shows; `None` for what was not compiled."""
+    counted = None if need.needed is None else step_bytes(run, settings.shape, need.remat) / 2**30
+    report = need.report or {}
+    parts, attention = report.get("bytes", {}), report.get("attention")
+    return {
+        "counted_gib": counted,
+        "arguments_gib": parts["arguments"] / 2**30 if parts else None,
+        "temporaries_gib": parts["temporaries"] / 2**30 if parts else None,
+        "collectives": _listed(report["collectives"]) if parts else None,
+        "host_callbacks": len(report["host_callbacks"]) if parts else None,
+        "attention": f"{_listed(attention['products'])}; softmax {' '.join(attention['softmax'])}"
+        if attention
+        else None,
+        "compile_s": report.get("compile_s"),
+    }
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
+
+
 def memory_of(run: RunConfig, settings: Settings) -> Need:
     """Memory of one device under the mesh and policy: compiled where asked for or kept, else counted."""
     shape, hardware = settings.shape, settings.hardware
@@ -116,7 +139,7 @@ def memory_of(run: RunConfig, settings: Settings) -> Need:
     if report is None:
         return counted
     why = None if report["fits"] else f"needs {report['needed'] / 2**30:.1f} GiB of {hardware.chip.memory_gib:.2f}"
-    return Need(report["remat"], report["needed"], "compiled", report["fits"], report["auto"], why)
+    return Need(report["remat"], report["needed"], "compiled", report["fits"], report["auto"], why, report)
 
 
 def compile_missing(runs: tuple[RunConfig, ...], settings: Settings, tell: Callable[[str], None]) -> None:

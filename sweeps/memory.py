@@ -9,7 +9,7 @@ hold it near what JAX's own linearisation keeps. A compiler reuses buffers and a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from dit import flops
 from dit.config import Block, RunConfig
@@ -69,6 +69,7 @@ class Need:
         needed: bytes; `None` where the cell cannot run on the mesh at all.
         auto: the policy that training would choose by itself, where it is known.
         why_not: why it does not fit.
+        report: of a compiled step, what `dit.ahead` told.
     """
 
     remat: str
@@ -77,6 +78,7 @@ class Need:
     fits: bool
     auto: str | None = None
     why_not: str | None = None
+    report: dict[str, Any] | None = None
 
 
 def estimate(run: RunConfig, shape: MeshShape, remat: str, limit: int) -> Need:

@@ -9,16 +9,25 @@ from synthetic_study import cells
 from dit import flops
 from dit.config import DATASETS, Evaluation, RunConfig, model_config
 from dit.errors import UserError
+from dit.topology import MeshShape
 from experiments import paper
 from sweeps import compiled
 from sweeps.bill import BAND_COLUMNS, Budget, Settings, bill, choose, compile_missing, total
 from sweeps.hardware import Band, hardware
+from sweeps.memory import step_bytes
 from sweeps.prices import load_prices
 from sweeps.probes import SAME_TIME, Probe, key_of
 
 DATA = DATASETS["imagenet256"]
 V5E = hardware("v5e-8")
 PRICE = load_prices()["v5e"]
+SEEN = {
+    "bytes": {"arguments": 2**30, "outputs": 0, "temporaries": 2**31, "code": 0},
+    "collectives": {"all-reduce": 3, "all-gather": 1},
+    "host_callbacks": [],
+    "attention": {"products": {"bf16": 6}, "softmax": {"f32": 1}},
+    "compile_s": 70.0,
+}
 PAPER = tuple(dataclasses.replace(run, precision="bfloat16") for run in paper.runs())
 
 
@@ -168,7 +177,7 @@ def test_memory_is_the_compilers_where_it_was_compiled_and_the_smallest_model_is
     def compile_one(run, *arguments):
         asked.append(run.model.size)
         needed = 17 * 2**30 if run.model.size == "L" else 3 * 2**30
-        reports[run.run] = {"remat": "full", "auto": "dots", "needed": needed, "fits": needed < 15.75 * 2**30}
+        reports[run.run] = {"remat": "full", "auto": "dots", "needed": needed, "fits": needed < 15.75 * 2**30, **SEEN}
         return reports[run.run]
 
     monkeypatch.setattr(compiled, "kept", lambda run, *arguments: reports.get(run.run))
@@ -183,6 +192,12 @@ def test_memory_is_the_compilers_where_it_was_compiled_and_the_smallest_model_is
     large, small, odd = bill("mine", runs, settings(memory="auto"))
     assert (large["memory_from"], large["fits"], large["why_not"]) == ("compiled", False, "needs 17.0 GiB of 15.75")
     assert (small["memory_gib"], small["remat"], small["remat_auto"]) == (3.0, "full", "dots")
+    assert (small["arguments_gib"], small["temporaries_gib"], small["compile_s"]) == (1.0, 2.0, 70.0)
+    assert (small["collectives"], small["host_callbacks"]) == ("3 all-reduce, 1 all-gather", 0)
+    assert small["attention"] == "6 bf16; softmax f32"
+    assert small["counted_gib"] == step_bytes(runs[1], MeshShape(data=8), "full") / 2**30
+    assert before[1]["attention"] is before[1]["arguments_gib"] is before[1]["host_callbacks"] is None
+    assert before[1]["counted_gib"] == before[1]["memory_gib"]
     assert (odd["memory_from"], odd["fits"]) == ("analytic", False)
     assert bill("mine", runs, settings(memory="analytic")) == [row | {} for row in before]
     compile_missing(runs, settings(memory="compiled"), heard.append)
