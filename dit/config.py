@@ -15,9 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from dit.errors import UserError
+from dit.topology import parse_mesh
 
 Block = Literal["in_context", "cross_attention", "adaln", "adaln_zero"]
 BLOCKS: tuple[Block, ...] = get_args(Block)
+Precision = Literal["float32", "bfloat16"]
+Remat = Literal["auto", "none", "dots", "full"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,10 @@ DATASETS: dict[str, DataConfig] = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A diffusion transformer (Sec. 3.2 of the paper). `size` and `ladder` name a row of `LADDERS`, or say "custom"."""
+    """A diffusion transformer (Sec. 3.2 of the paper). `size` and `ladder` name a row of `LADDERS`, or say "custom".
+
+    `qk_norm`, which the paper does not have, normalises each head's queries and keys (RMSNorm with a learned scale) before their product.
+    """
 
     block: Block
     patch_size: int
@@ -100,6 +106,7 @@ class ModelConfig:
     class_dropout_prob: float = 0.1
     size: str = "custom"
     ladder: str = "custom"
+    qk_norm: bool = False
 
     def __post_init__(self) -> None:
         _choice(self.block, BLOCKS, "block")
@@ -184,6 +191,26 @@ class OptimConfig:
     ema_decay: float = 0.9999
 
 
+@dataclass(frozen=True)
+class Guard:
+    """What becomes of a training step that goes wrong. Either is detected on the device, counted and logged in every case.
+
+    A step whose loss or gradient norm is not finite stops the run, or is skipped: weights, moments and average stay as they were.
+    A step spikes if its gradient norm exceeds `spike_factor` times the running root mean square that AdamW's own second moments
+    hold of it, so that no further state is kept: it is only logged, or skipped, or stops the run.
+    """
+
+    nonfinite: Literal["stop", "skip"] = "stop"
+    spike: Literal["log", "skip", "stop"] = "log"
+    spike_factor: float = 10.0
+
+    def __post_init__(self) -> None:
+        _choice(self.nonfinite, ("stop", "skip"), "treatment of steps that are not finite")
+        _choice(self.spike, ("log", "skip", "stop"), "treatment of spikes")
+        if not self.spike_factor > 1:
+            raise UserError(f"spike_factor is {self.spike_factor}: expected a number above 1")
+
+
 Sampler = Literal["ddpm", "ddim"]
 
 
@@ -205,9 +232,11 @@ class Evaluation:
     ema: bool = True
     decoder: str = "none"
     sample_seed: int = 0
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         _choice(self.sampler, get_args(Sampler), "sampler")
+        _choice(self.precision, get_args(Precision), "precision")
         _positive(self, "step", "num_samples", "sampling_steps")
 
     @property
@@ -218,9 +247,14 @@ class Evaluation:
     @property
     def key(self) -> str:
         """Hash of the declared protocol, without the step."""
+        return digest(self.declared)
+
+    @property
+    def declared(self) -> dict[str, Any]:
+        """The declared protocol as plain JSON values, without the step; a field younger than the first scores only where it is set."""
         declared = dataclasses.asdict(self)
         del declared["step"]
-        return digest(declared)
+        return _without_defaults(declared, precision="float32")
 
 
 @dataclass(frozen=True)
@@ -235,9 +269,12 @@ class RunConfig:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluations: tuple[Evaluation, ...] = ()
+    precision: Precision = "float32"
+    guard: Guard = field(default_factory=Guard)
 
     def __post_init__(self) -> None:
         _positive(self, "steps", "batch_size")
+        _choice(self.precision, get_args(Precision), "precision")
         model = (self.model.input_size, self.model.in_channels, self.model.num_classes)
         data = (self.data.input_size, self.data.in_channels, self.data.num_classes)
         if model != data:
@@ -253,10 +290,14 @@ class RunConfig:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What changes the result, as plain JSON values; `steps` and `evaluations` do not."""
+        """What changes the result, as plain JSON values; `steps` and `evaluations` do not.
+
+        A field younger than the first results is there only where it is set, so that those keep their identity.
+        """
         fields = dataclasses.asdict(self)
         del fields["steps"], fields["evaluations"]
-        return fields
+        fields["model"] = _without_defaults(fields["model"], qk_norm=False)
+        return _without_defaults(fields, precision="float32", guard=dataclasses.asdict(Guard()))
 
     @property
     def hash(self) -> str:
@@ -276,17 +317,36 @@ class RunArguments:
 
     Paths on the user's disk, for runs on latents: `data` as `dit encode` wrote it, `vae` to decode samples, `inception` weights (empty:
     their usual place) and `reference` statistics to score them.
+
+    `mesh` spreads a run over devices ("data=4,fsdp=2"; empty: all of them as data), `remat` recomputes activations to save memory ("auto":
+    as little as fits), `accumulate` splits a batch into that many parts one after another, `steps_per_dispatch` is how many steps the
+    device gets at once (0: several where a step is short). Results agree to float32's rounding.
     """
 
     log_every: int = 50
     checkpoint_every: int = 10_000
     keep_checkpoints: int = 2
     sample_batch_size: int = 128
+    mesh: str = ""
+    remat: Remat = "auto"
+    accumulate: int = 1
+    steps_per_dispatch: int = 0
     wandb: Literal["off", "offline", "online"] = "off"
     data: str = ""
     vae: str = ""
     inception: str = ""
     reference: str = ""
+
+    def __post_init__(self) -> None:
+        _choice(self.remat, get_args(Remat), "remat")
+        _positive(self, "accumulate")
+        if self.steps_per_dispatch < 0:
+            raise UserError(f"steps_per_dispatch is {self.steps_per_dispatch}: expected 0 (chosen by itself) or more")
+        parse_mesh(self.mesh)
+
+
+def _without_defaults(fields: dict[str, Any], **defaults: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in defaults or value != defaults[name]}
 
 
 def digest(value: Any, length: int = 12) -> str:
@@ -314,6 +374,7 @@ def from_json(value: dict[str, Any]) -> RunConfig:
             "diffusion": DiffusionConfig(**rest.pop("diffusion")),
             "optim": OptimConfig(**rest.pop("optim")),
             "evaluations": tuple(Evaluation(**evaluation) for evaluation in rest.pop("evaluations", ())),
+            "guard": Guard(**rest.pop("guard", {})),
         }
         return RunConfig(**parts, **rest)
     except (TypeError, KeyError, AttributeError) as error:

@@ -6,14 +6,15 @@ DiT release uses it: Xavier-uniform weights and zero biases, N(0, 0.02) for the 
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from dit.compute import Compute, attend
 from dit.flops import FREQUENCIES
 
+ONE_DEVICE = Compute()
 EMBEDDING_INIT = nnx.initializers.normal(0.02)
 ZEROS = nnx.initializers.zeros_init()
 
@@ -26,6 +27,11 @@ def linear(d_in: int, d_out: int, rngs: nnx.Rngs, kernel_init=None) -> nnx.Linea
 def layer_norm(d: int, rngs: nnx.Rngs, affine: bool) -> nnx.LayerNorm:
     """LayerNorm with eps 1e-6 and the two-pass variance; `affine` adds scale and shift."""
     return nnx.LayerNorm(d, epsilon=1e-6, use_scale=affine, use_bias=affine, use_fast_variance=False, rngs=rngs)
+
+
+def normalize(layer: nnx.LayerNorm | nnx.RMSNorm, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+    """Apply a normalisation in float32, its statistics and parameters included, and return to the format of `x`."""
+    return layer(x.astype(jnp.float32)).astype(x.dtype)
 
 
 def dense(layer: nnx.Linear, x: Float[Array, "*batch D_in"]) -> Float[Array, "*batch D_out"]:
@@ -74,7 +80,8 @@ class TimestepEmbedding(nnx.Module):
         self.fc2 = linear(d, d, rngs, EMBEDDING_INIT)
 
     def __call__(self, t: Float[Array, " B"]) -> Float[Array, "B D"]:
-        return self.fc2(nnx.silu(self.fc1(timestep_features(t))))
+        features = timestep_features(t).astype(self.fc1.kernel.dtype)
+        return self.fc2(nnx.silu(self.fc1(features)))
 
 
 class LabelEmbedding(nnx.Module):
@@ -90,46 +97,79 @@ class LabelEmbedding(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head self-attention with one fused qkv projection (its Xavier limit is sqrt(6/4D)) and an output projection."""
 
-    def __init__(self, d: int, num_heads: int, rngs: nnx.Rngs):
-        self.num_heads = num_heads
+    def __init__(self, d: int, num_heads: int, rngs: nnx.Rngs, compute: Compute = ONE_DEVICE, qk_norm: bool = False):
+        self.num_heads, self.compute = num_heads, compute
         self.qkv = linear(d, 3 * d, rngs)
         self.proj = linear(d, d, rngs)
+        self.qk_norm = qk_norm
+        if qk_norm:
+            self.q_norm, self.k_norm = head_norm(d // num_heads, rngs), head_norm(d // num_heads, rngs)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         b, t, d = x.shape
-        qkv = dense(self.qkv, x).reshape(b, t, 3, self.num_heads, d // self.num_heads)
-        out = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        return dense(self.proj, out.reshape(b, t, d))
+        q, k, v = self._heads(x)
+        if self.qk_norm:
+            q, k = normalize(self.q_norm, q), normalize(self.k_norm, k)
+        return dense(self.proj, attend(self.compute.attention, q, k, v).reshape(b, t, d))
+
+    def _heads(self, x: Float[Array, "B T D"]) -> tuple[Float[Array, "B T H K"], ...]:
+        b, t, d = x.shape
+        shape = (3, self.num_heads, d // self.num_heads)
+        if self.compute.tensor == 1 or self.num_heads % self.compute.tensor:
+            qkv = dense(self.qkv, x).reshape(b, t, *shape)
+        else:
+            # A contiguous part of the 3D columns is not whole heads: move the weights, which are small beside the activations.
+            kernel, bias = self.qkv.kernel[...].reshape(d, *shape), self.qkv.bias[...].reshape(shape)
+            kernel = self.compute.whole_but(kernel, None, None, "tensor", None)
+            qkv = jnp.einsum("btd,dchk->btchk", x, kernel) + bias[None, None]
+        qkv = self.compute.split(qkv, None, None, "tensor", None)
+        return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
 
 
 class CrossAttention(nnx.Module):
     """Multi-head attention of the tokens to a short memory, with separate q, k, v and output projections."""
 
-    def __init__(self, d: int, num_heads: int, rngs: nnx.Rngs):
-        self.num_heads = num_heads
+    def __init__(self, d: int, num_heads: int, rngs: nnx.Rngs, compute: Compute = ONE_DEVICE, qk_norm: bool = False):
+        self.num_heads, self.compute = num_heads, compute
         self.q = linear(d, d, rngs)
         self.k = linear(d, d, rngs)
         self.v = linear(d, d, rngs)
         self.proj = linear(d, d, rngs)
+        self.qk_norm = qk_norm
+        if qk_norm:
+            self.q_norm, self.k_norm = head_norm(d // num_heads, rngs), head_norm(d // num_heads, rngs)
 
     def __call__(self, x: Float[Array, "B T D"], memory: Float[Array, "B M D"]) -> Float[Array, "B T D"]:
         d = x.shape[-1]
         q, k, v = (
-            dense(layer, y).reshape(*y.shape[:2], self.num_heads, d // self.num_heads)
+            self.compute.split(
+                dense(layer, y).reshape(*y.shape[:2], self.num_heads, d // self.num_heads), None, "tensor"
+            )
             for layer, y in ((self.q, x), (self.k, memory), (self.v, memory))
         )
-        return dense(self.proj, jax.nn.dot_product_attention(q, k, v).reshape(x.shape))
+        if self.qk_norm:
+            q, k = normalize(self.q_norm, q), normalize(self.k_norm, k)
+        # Two keys are too few for a fused kernel to be worth its constraints.
+        kind = "plain" if self.compute.attention == "plain" else "xla"
+        return dense(self.proj, attend(kind, q, k, v).reshape(x.shape))
+
+
+def head_norm(head_dim: int, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    """RMSNorm with a learned scale over the channels of a head (query-key normalisation: Henry et al. 2020, Dehghani et al. 2023)."""
+    return nnx.RMSNorm(head_dim, epsilon=1e-6, use_fast_variance=False, rngs=rngs)
 
 
 class Mlp(nnx.Module):
     """D → hidden → D with the tanh-approximated GELU."""
 
-    def __init__(self, d: int, hidden: int, rngs: nnx.Rngs):
+    def __init__(self, d: int, hidden: int, rngs: nnx.Rngs, compute: Compute = ONE_DEVICE):
+        self.compute = compute
         self.fc1 = linear(d, hidden, rngs)
         self.fc2 = linear(hidden, d, rngs)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return dense(self.fc2, nnx.gelu(dense(self.fc1, x), approximate=True))
+        hidden = self.compute.split(dense(self.fc1, x), None, "tensor")
+        return dense(self.fc2, nnx.gelu(hidden, approximate=True))
 
 
 def modulate(x: Float[Array, "B T D"], shift: Float[Array, "B D"], scale: Float[Array, "B D"]) -> Float[Array, "B T D"]:

@@ -6,6 +6,7 @@ compile about as fast as 12.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, assert_never
 
 import jax
@@ -14,8 +15,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from dit.blocks import make_block, make_final_layer
+from dit.compute import Compute
 from dit.config import ModelConfig
-from dit.layers import LabelEmbedding, TimestepEmbedding, dense, linear, position_embedding
+from dit.layers import ONE_DEVICE, LabelEmbedding, TimestepEmbedding, dense, linear, position_embedding
 
 Images = Float[Array, "B I I C"]
 
@@ -38,14 +40,13 @@ def unpatchify(tokens: Float[Array, "B T F"], patch_size: int) -> Images:
 
 
 class DiT(nnx.Module):
-    """Predicts the noise, and with `learn_sigma` the variance, of a noised image.
+    """Predicts the noise, and with `learn_sigma` the variance, of a noised image; `compute` says how.
 
-    `unroll` is how many blocks one iteration of the depth scan holds; it changes speed and compile time, never the result.
+    In bfloat16 it is called with parameters that `dit.compute.cast_params` has cast.
     """
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, unroll: int = 1):
-        self.config = config
-        self.unroll = unroll
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, compute: Compute = ONE_DEVICE):
+        self.config, self.compute = config, compute
         d = config.hidden_size
         self.patch_embedding = linear(config.patch_size**2 * config.in_channels, d, rngs)
         self.timestep_embedding = TimestepEmbedding(d, rngs)
@@ -54,7 +55,7 @@ class DiT(nnx.Module):
         @nnx.split_rngs(splits=config.depth)
         @nnx.vmap(in_axes=(0,), out_axes=0)
         def stack(rngs: nnx.Rngs) -> Any:
-            return make_block(config, rngs)
+            return make_block(config, rngs, compute)
 
         self.blocks = stack(rngs)
         self.final_layer = make_final_layer(config, rngs)
@@ -68,11 +69,12 @@ class DiT(nnx.Module):
             y: labels; `num_classes` is the null label.
 
         Returns:
-            (B, input_size, input_size, out_channels): noise first, then the variance's interpolation weight.
+            (B, input_size, input_size, out_channels), float32: noise first, then the variance's interpolation weight.
         """
-        config = self.config
+        config, dtype = self.config, self.compute.dtype
         positions = position_embedding(config.hidden_size, config.input_size // config.patch_size)
-        tokens = dense(self.patch_embedding, patchify(x, config.patch_size)) + jnp.asarray(positions)[None]
+        patches = patchify(x.astype(dtype), config.patch_size)
+        tokens = dense(self.patch_embedding, patches) + jnp.asarray(positions, dtype)[None]
         t_embedding, y_embedding = self.timestep_embedding(t), self.label_embedding(y)
         match config.block:
             case "adaln_zero" | "adaln":
@@ -86,12 +88,30 @@ class DiT(nnx.Module):
             case _:
                 assert_never(config.block)
         tokens = self._run_blocks(tokens, condition)[:, : config.tokens]
-        return unpatchify(self.final_layer(tokens, condition), config.patch_size)
+        return unpatchify(self.final_layer(tokens, condition).astype(jnp.float32), config.patch_size)
 
     def _run_blocks(self, tokens: Float[Array, "B S D"], condition: Float[Array, "B ..."]) -> Float[Array, "B S D"]:
         graph, stacked = nnx.split(self.blocks)
+        compute = self.compute
+        condition = compute.split(condition)
 
         def body(x, params):
-            return nnx.merge(graph, params)(x, condition), None
+            return compute.split(nnx.merge(graph, params)(x, condition)), None
 
-        return jax.lax.scan(body, tokens, stacked, unroll=self.unroll)[0]
+        return jax.lax.scan(_recomputed(body, compute), compute.split(tokens), stacked, unroll=compute.unroll)[0]
+
+
+def _recomputed(body: Callable, compute: Compute) -> Callable:
+    """The scan's body, keeping for the backward pass only what `compute.remat` says."""
+    match compute.remat:
+        case "none":
+            return body
+        case "dots":
+            # Products with weights have no batch dimensions; the attention's two have, and are computed again.
+            return jax.checkpoint(
+                body, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable, prevent_cse=False
+            )
+        case "full":
+            return jax.checkpoint(body, prevent_cse=False)
+        case _:
+            assert_never(compute.remat)

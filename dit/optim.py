@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, PyTree
 
 from dit.config import OptimConfig
 
@@ -24,6 +26,13 @@ def adamw(config: OptimConfig) -> optax.GradientTransformation:
             return transformation.update(updates, state, params)
 
     return optax.GradientTransformation(transformation.init, update)
+
+
+def gradient_level(opt_state: PyTree, config: OptimConfig) -> Float[Array, ""]:
+    """Running root mean square of the gradient norm, from AdamW's bias-corrected second moments; infinite before the first step."""
+    count = optax.tree.get(opt_state, "count").astype(jnp.float32)
+    squares = optax.tree.sum(jax.tree.map(jnp.sum, optax.tree.get(opt_state, "nu")))
+    return jnp.where(count > 0, jnp.sqrt(squares / jnp.maximum(1 - config.b2**count, 1e-12)), jnp.inf)
 
 
 def moving_average(ema: Tree, params: Tree, decay: float) -> Tree:

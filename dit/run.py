@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import PyTree
 
@@ -22,12 +21,15 @@ from dit.data import Dataset, ImageDataset, load_images
 from dit.environment import environment
 from dit.errors import UserError
 from dit.images import to_uint8
+from dit.loop import Diverged, steps_per_dispatch, train
+from dit.mesh import make_mesh
 from dit.mirror import Mirror
 from dit.rows import score_row
 from dit.sampling import Sampler
 from dit.scoring import Scorer, protocol_hash, scorer
 from dit.store import MetricsWriter, RunStore
-from dit.train import NonFiniteLoss, Program, TrainState, build, train
+from dit.throughput import Meter
+from dit.train import Program, TrainState, build
 
 KEPT_SAMPLES = 16
 """Images kept of each evaluation, for the figures."""
@@ -55,8 +57,8 @@ def execute(folder: Path, study: str, run: RunConfig, arguments: RunArguments, r
             with contextlib.closing(execution.mirror):
                 execution.finish()
         except Exception as error:  # whatever stops this cell, the others go on
-            reason = str(error) if isinstance(error, UserError | NonFiniteLoss) else f"{type(error).__name__}: {error}"
-            if isinstance(error, NonFiniteLoss):
+            reason = str(error) if isinstance(error, UserError | Diverged) else f"{type(error).__name__}: {error}"
+            if isinstance(error, Diverged):
                 progress["step"] = error.step
             reason = " ".join(reason.split())
             record.set_status(store.FAILED, **progress, reason=reason)
@@ -72,7 +74,8 @@ class _Execution:
     def __init__(self, record: RunStore, study: str, arguments: RunArguments, report: Report, progress: dict[str, Any]):
         self.record, self.run, self.study = record, record.run, study
         self.arguments, self.report, self.progress = arguments, report, progress
-        self.program: Program = build(self.run)
+        self.program: Program = build(self.run, make_mesh(arguments.mesh), arguments)
+        self.meter = Meter(self.run, self.program.devices)
         self.checkpoints = Checkpoints(record.path / "checkpoints", self.run.hash)
         self.averages = Checkpoints(record.path / "ema", self.run.hash)
         self.sampler = Sampler(self.program.model, self.run.model, self.run.diffusion, arguments.sample_batch_size)
@@ -88,16 +91,18 @@ class _Execution:
                 self._evaluate(evaluation, self._kept_average(evaluation, state))
         self._evaluate_now(state)
         self.checkpoints.prune(self.arguments.keep_checkpoints)
+        length = steps_per_dispatch(self.run, self.arguments, self.program.devices[0].platform)
         with contextlib.closing(MetricsWriter(self.record.path, self.progress["attempt"])) as metrics:
             for stop in self._stops():
                 state = train(
-                    self.run,
                     self.program,
                     state,
                     self.dataset,
                     stop,
                     self.arguments.log_every,
                     lambda row: self._log(metrics, row),
+                    length=length,
+                    meter=self.meter,
                 )
                 metrics.sync()
                 self._save(stop, state)
@@ -105,7 +110,7 @@ class _Execution:
                 self.checkpoints.prune(self.arguments.keep_checkpoints)
 
     def _restore(self) -> TrainState:
-        abstract = jax.eval_shape(self.program.init)
+        abstract = self.program.abstract()
         restored = self.checkpoints.restore_latest(abstract, self._warn)
         if restored is None:
             self.progress["step"] = 0

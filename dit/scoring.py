@@ -7,7 +7,6 @@ reference statistics do not tell it.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterable
@@ -53,10 +52,8 @@ class Scorer:
 
     def protocol(self, run: RunConfig, evaluation: Evaluation) -> dict[str, Any]:
         """Everything under which a score is taken; two scores compare only if these are equal."""
-        declared = dataclasses.asdict(evaluation)
-        del declared["step"]
         return {
-            **declared,
+            **evaluation.declared,
             "extractor": self.extractor.name,
             "extractor_sha256": self.extractor.weights_sha256,
             "resize": self.extractor.resize,

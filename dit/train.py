@@ -1,14 +1,16 @@
-"""One training step, pure and compiled, and the short loop around it.
+"""One training step, pure and compiled, for one device or a mesh of them.
 
-Noise, timesteps and label drops follow (seed, step, position in the global batch): a run does not depend on where it was
-interrupted or how a batch is split. The loop never waits for the step it just dispatched: the metrics of a block of steps are fetched
-once the next block's first step is on its way.
+Noise, timesteps and label drops follow (seed, step, position in the global batch): a run does not depend on where it was interrupted,
+how a batch is split or accumulated, or over how many devices. `dit.loop` drives the step.
 """
 
 from __future__ import annotations
 
-import time
+import contextlib
+import dataclasses
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -16,22 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, PyTree
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from dit.config import RunConfig
-from dit.data import Dataset
+from dit import mesh as meshes
+from dit.compute import Compute, best_attention, cast_params, require_precision
+from dit.config import RunArguments, RunConfig
+from dit.data import Batch
 from dit.diffusion import Images, linear_schedule, tables, training_losses
-from dit.flops import train_gflops
+from dit.memory import choose_remat
 from dit.model import DiT
-from dit.optim import adamw, moving_average
-
-
-class NonFiniteLoss(ArithmeticError):
-    """Training diverged: the loss or the gradient stopped being finite."""
-
-    def __init__(self, step: int, loss: float, grad_norm: float):
-        self.step, self.loss = step, loss
-        super().__init__(f"not finite at step {step}: loss {loss}, gradient norm {grad_norm}")
+from dit.optim import adamw, gradient_level, moving_average
 
 
 class TrainState(NamedTuple):
@@ -44,20 +41,66 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Means over one batch."""
+    """Of one step: means over its batch, the gradient's norm, and what the guard saw. Of several steps: each stacked."""
+
+    loss: Float[Array, "*steps"]
+    mse: Float[Array, "*steps"]
+    vb: Float[Array, "*steps"]
+    grad_norm: Float[Array, "*steps"]
+    spiked: Bool[Array, "*steps"]
+    skipped: Bool[Array, "*steps"]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A run's compiled parts.
+
+    Attributes:
+        model: `(params, x, t, y) -> output`, with float32 parameters in either precision.
+        init: the first state, laid out over the mesh.
+        step: `(state, images, labels) -> (state, metrics)`, one batch; the state given is used up.
+        steps: the same for several batches stacked in front.
+        mesh: `None` for one device.
+        compute: how the model is computed, with the rematerialisation that was chosen.
+    """
+
+    run: RunConfig
+    model: Callable[[PyTree, Array, Array, Array], Array]
+    init: Callable[[], TrainState]
+    step: Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]
+    steps: Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]
+    mesh: Mesh | None
+    compute: Compute
+
+    def abstract(self) -> TrainState:
+        """Shape, format and place of every array of a state, without making one: what a checkpoint is restored to."""
+        shapes = jax.eval_shape(self.init)
+        if self.mesh is None:
+            return shapes
+        places = meshes.state_sharding(shapes, self.mesh)
+        return jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, places)
+
+    def put(self, batch: Batch, stacked: bool = False) -> tuple[Array, Array]:
+        """This process's rows of a batch (or of several, stacked) on their way to the devices."""
+        return meshes.put_batch(self.mesh, batch, self.run.batch_size, stacked)
+
+    @property
+    def devices(self) -> list[Any]:
+        """All devices that take part, those of other processes included."""
+        return jax.devices()[:1] if self.mesh is None else list(self.mesh.devices.flat)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Rows of the global batch that this process provides."""
+        return meshes.local_rows(self.mesh, self.run.batch_size)
+
+
+class Means(NamedTuple):
+    """Of a batch's losses."""
 
     loss: Float[Array, ""]
     mse: Float[Array, ""]
     vb: Float[Array, ""]
-    grad_norm: Float[Array, ""]
-
-
-class Program(NamedTuple):
-    """A run's compiled parts: `model` applies parameters, `init` makes the first state, `step` advances one batch."""
-
-    model: Callable[[PyTree, Array, Array, Array], Array]
-    init: Callable[[], TrainState]
-    step: Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]
 
 
 class Draws(NamedTuple):
@@ -88,92 +131,120 @@ def _keys(seed: int) -> Array:
     return jax.random.split(jax.random.key(seed), 2)
 
 
-def build(run: RunConfig) -> Program:
-    """The run's model, initial state and training step. Nothing is compiled until it is called."""
-    graph, _ = nnx.split(nnx.eval_shape(lambda: DiT(run.model, rngs=nnx.Rngs(0))))
-    optimizer = adamw(run.optim)
+def build(run: RunConfig, mesh: Mesh | None = None, arguments: RunArguments | None = None) -> Program:
+    """The run's model, initial state and training step. Nothing is compiled until it is called.
 
-    def model(params: PyTree, x: Array, t: Array, y: Array) -> Array:
-        return nnx.merge(graph, params)(x, t, y)
+    Args:
+        mesh: from `dit.mesh.make_mesh`; `None` is the default device.
+        arguments: of which `remat` and `accumulate` matter here.
 
-    @jax.jit
+    Raises:
+        UserError: if the batch does not divide over the mesh, the device lacks the precision, or no rematerialisation makes it fit.
+    """
+    arguments = arguments or RunArguments()
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    require_precision(run.precision, device)
+    meshes.require_batch(run.batch_size, meshes.mesh_shape(mesh), arguments.accumulate)
+    attention = best_attention(device, run.precision, run.model.hidden_size // run.model.num_heads)
+    compute = Compute(run.precision, attention=attention, mesh=mesh)
+    compute = dataclasses.replace(compute, remat=choose_remat(run, compute, arguments, device))
+    model, optimizer = apply(run, compute, device.platform), adamw(run.optim)
+
     def init() -> TrainState:
         _, params = nnx.split(DiT(run.model, rngs=nnx.Rngs(_keys(run.seed)[0])))
         return TrainState(params, jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.zeros((), jnp.int32))
 
-    def step(state: TrainState, images: Images, labels: Int[Array, " B"]) -> tuple[TrainState, Metrics]:
-        table = tables(linear_schedule(run.diffusion))
-        draws = draw_examples(run, state.step, jnp.arange(images.shape[0]), labels)
+    step = functools.partial(_step, run, model, optimizer, arguments.accumulate)
 
-        def mean_loss(params: PyTree) -> tuple[Array, Metrics]:
+    def steps(state: TrainState, images: Array, labels: Array) -> tuple[TrainState, Metrics]:
+        return jax.lax.scan(lambda carry, batch: step(carry, *batch), state, (images, labels))
+
+    if mesh is None:
+        compiled = (jax.jit(init), jax.jit(step, donate_argnums=0), jax.jit(steps, donate_argnums=0))
+    else:
+        places, whole = meshes.state_sharding(jax.eval_shape(init), mesh), meshes.whole(mesh)
+        row, stacked = meshes.batch_sharding(mesh), meshes.batch_sharding(mesh, stacked=True)
+        on_mesh = functools.partial(jax.jit, out_shardings=(places, whole), donate_argnums=0)
+        compiled = (
+            jax.jit(init, out_shardings=places),
+            on_mesh(step, in_shardings=(places, row, row)),
+            on_mesh(steps, in_shardings=(places, stacked, stacked)),
+        )
+    return Program(run, model, *compiled, mesh, compute)
+
+
+def apply(run: RunConfig, compute: Compute, platform: str) -> Callable[[PyTree, Array, Array, Array], Array]:
+    """The run's model as a function of float32 parameters.
+
+    In float32 its products are truly float32 everywhere: a TPU would otherwise round their factors to bfloat16, a GPU to TF32.
+    """
+    graph, _ = nnx.split(nnx.eval_shape(lambda: DiT(run.model, rngs=nnx.Rngs(0), compute=compute)))
+    exact = "highest" if run.precision == "float32" and platform != "cpu" else None
+
+    def model(params: PyTree, x: Array, t: Array, y: Array) -> Array:
+        with jax.default_matmul_precision(exact) if exact else contextlib.nullcontext():
+            return nnx.merge(graph, cast_params(params, compute.dtype))(x, t, y)
+
+    return model
+
+
+def _step(
+    run: RunConfig,
+    model: Callable,
+    optimizer: optax.GradientTransformation,
+    accumulate: int,
+    state: TrainState,
+    images: Images,
+    labels: Int[Array, " B"],
+) -> tuple[TrainState, Metrics]:
+    """Loss and gradient on a batch, AdamW, the moving average, and the guard."""
+    loss, gradients = _gradient(run, model, accumulate, state, images, labels)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params: PyTree = optax.apply_updates(state.params, updates)
+    after = TrainState(params, moving_average(state.ema, params, run.optim.ema_decay), opt_state, state.step + 1)
+    grad_norm = optax.tree.norm(gradients)
+    spiked = grad_norm > run.guard.spike_factor * gradient_level(state.opt_state, run.optim)
+    skip = jnp.zeros((), bool)
+    if run.guard.nonfinite == "skip":
+        skip |= ~(jnp.isfinite(loss.loss) & jnp.isfinite(grad_norm))
+    if run.guard.spike == "skip":
+        skip |= spiked
+    if "skip" in (run.guard.nonfinite, run.guard.spike):
+        kept = jax.tree.map(lambda old, new: jnp.where(skip, old, new), state, after)
+        after = kept._replace(step=after.step)
+    return after, Metrics(*loss, grad_norm, spiked, skip)
+
+
+def _gradient(
+    run: RunConfig, model: Callable, accumulate: int, state: TrainState, images: Images, labels: Int[Array, " B"]
+) -> tuple[Means, PyTree]:
+    """Mean losses over a batch and the gradient of the first, taken in `accumulate` parts of it one after another.
+
+    Part k is rows k, k + accumulate, ...: of each device's rows as many as of any other's.
+    """
+    table = tables(linear_schedule(run.diffusion))
+
+    def part(images: Images, labels: Int[Array, " b"], positions: Int[Array, " b"]) -> tuple[Means, PyTree]:
+        draws = draw_examples(run, state.step, positions, labels)
+
+        def mean_loss(params: PyTree) -> tuple[Array, Means]:
             losses = training_losses(
                 lambda x, t, y: model(params, x, t, y), table, images, draws.labels, draws.timesteps, draws.noise
             )
-            loss, mse, vb = (jnp.mean(part) for part in losses)
-            return loss, Metrics(loss, mse, vb, jnp.zeros(()))
+            means = Means(*(jnp.mean(each) for each in losses))
+            return means.loss, means
 
-        gradients, metrics = jax.grad(mean_loss, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params: PyTree = optax.apply_updates(state.params, updates)
-        ema = moving_average(state.ema, params, run.optim.ema_decay)
-        metrics = metrics._replace(grad_norm=optax.tree.norm(gradients))
-        return TrainState(params, ema, opt_state, state.step + 1), metrics
+        gradients, means = jax.grad(mean_loss, has_aux=True)(state.params)
+        return means, gradients
 
-    return Program(model, init, jax.jit(step, donate_argnums=0))
+    positions = jnp.arange(images.shape[0])
+    if accumulate == 1:
+        return part(images, labels, positions)
 
+    def split(x: Array) -> Array:
+        return jnp.moveaxis(x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]), 1, 0)
 
-def train(
-    run: RunConfig,
-    program: Program,
-    state: TrainState,
-    dataset: Dataset,
-    stop: int,
-    block: int,
-    log: Callable[[dict[str, Any]], None],
-) -> TrainState:
-    """Advance `state` to step `stop`; `log` gets a row for every `block` steps (at multiples of it) and for the last ones.
-
-    A row's losses are means over its block; `images_per_s` is null where only the first, compiling step was timed. `state` is donated.
-
-    Raises:
-        NonFiniteLoss: naming the step at which loss or gradient norm stopped being finite.
-    """
-    start = int(state.step)
-    pending: list[Metrics] = []
-    finished: list[Metrics] = []
-    clock, timed = time.perf_counter(), 0
-    for step in range(start, stop):
-        state, metrics = program.step(state, *dataset.batch(step))
-        if step == start:
-            jax.block_until_ready(metrics)  # once: this step compiled, and the clock starts after it
-            clock = time.perf_counter()
-        if finished:  # the block before is fetched while this step runs
-            clock = _log_block(run, step, finished, clock, timed, log)
-            finished, timed = [], 0
-        pending.append(metrics)
-        timed += step > start
-        if (step + 1) % block == 0:
-            pending, finished = finished, pending
-    last = finished or pending
-    if last:
-        _log_block(run, stop, last, clock, timed, log)
-    return state
-
-
-def _log_block(
-    run: RunConfig, step: int, block: list[Metrics], clock: float, timed: int, log: Callable[[dict[str, Any]], None]
-) -> float:
-    """Fetch the metrics of the steps before `step`, log their row, and return the time at which they were there."""
-    row = _row(run, step, jax.device_get(block))
-    now = time.perf_counter()
-    row["images_per_s"] = timed * run.batch_size / (now - clock) if timed else None
-    log(row)
-    return now
-
-
-def _row(run: RunConfig, step: int, block: list[Metrics]) -> dict[str, Any]:
-    for offset, metrics in enumerate(block):
-        if not all(map(np.isfinite, metrics)):
-            raise NonFiniteLoss(step - len(block) + 1 + offset, float(metrics.loss), float(metrics.grad_norm))
-    means = {name: float(np.mean([getattr(m, name) for m in block], dtype=np.float64)) for name in Metrics._fields}
-    return {"step": step, **means, "train_gflops": train_gflops(run, step)}
+    parts = (split(images), split(labels), split(positions))
+    like = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(part, *(x[0] for x in parts)))
+    total, _ = jax.lax.scan(lambda sums, rows: (jax.tree.map(jnp.add, sums, part(*rows)), None), like, parts)
+    return jax.tree.map(lambda x: x / accumulate, total)

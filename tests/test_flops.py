@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 from dit import flops
+from dit.compute import Compute
 from dit.config import BLOCKS, DATASETS, LADDERS, SIZES, RunConfig, model_config
 from dit.model import DiT
 
@@ -34,7 +35,7 @@ def name(model):
 
 def abstract(model, unroll=1):
     """A function of the model's parameters and inputs, and shapes for them (batch 1); nothing is allocated."""
-    graph, params = nnx.split(nnx.eval_shape(lambda: DiT(model, rngs=nnx.Rngs(0), unroll=unroll)))
+    graph, params = nnx.split(nnx.eval_shape(lambda: DiT(model, rngs=nnx.Rngs(0), compute=Compute(unroll=unroll))))
     image = jax.ShapeDtypeStruct((1, model.input_size, model.input_size, model.in_channels), np.float32)
     t, y = jax.ShapeDtypeStruct((1,), np.float32), jax.ShapeDtypeStruct((1,), np.int32)
     return (lambda params, x, t, y: nnx.merge(graph, params)(x, t, y)), (params, image, t, y)

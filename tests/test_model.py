@@ -11,6 +11,7 @@ from flax import nnx
 from test_layers import assert_close, call, numbers, randomised
 
 from dit import official
+from dit.compute import Compute
 from dit.config import BLOCKS, ModelConfig
 from dit.diffusion import guided
 from dit.layers import position_embedding
@@ -31,7 +32,11 @@ def arguments(config=CONFIG):
 @functools.cache
 def a_model(block, unroll=1, **changes):
     """A model with random parameters, the same for every `unroll`."""
-    return randomised(lambda: DiT(dataclasses.replace(CONFIG, block=block, **changes), rngs=nnx.Rngs(0), unroll=unroll))
+    return randomised(
+        lambda: DiT(
+            dataclasses.replace(CONFIG, block=block, **changes), rngs=nnx.Rngs(0), compute=Compute(unroll=unroll)
+        )
+    )
 
 
 @functools.cache

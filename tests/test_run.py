@@ -19,6 +19,7 @@ from dit.config import DATASETS, Evaluation, OptimConfig, RunArguments, RunConfi
 from dit.rows import columns
 from dit.run import execute
 from dit.store import RunStore, read_json
+from dit.throughput import TIMINGS
 
 DATA = DATASETS["digits"]
 SCORES = tuple(Evaluation(step, "digits", num_samples=32, sampling_steps=4) for step in (12, 30))
@@ -38,7 +39,7 @@ def compiled_once(cache):
     compilation_cache.reset_cache()
     build, sampler = functools.cache(product.build), functools.cache(product.Sampler)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(product, "build", lambda run: build(replace(run, evaluations=(), steps=1)))
+        patch.setattr(product, "build", lambda run, *how: build(replace(run, evaluations=(), steps=1), *how))
         patch.setattr(product, "Sampler", sampler)
         yield
     jax.config.update("jax_compilation_cache_dir", None)
@@ -60,7 +61,7 @@ def whole(tmp_path_factory):
 def record_of(folder, run=RUN):
     """Everything that must not depend on interruptions, of a run that is done."""
     record = RunStore(folder, run)
-    rows = [{name: value for name, value in row.items() if name != "images_per_s"} for row in record.metrics()]
+    rows = [{name: value for name, value in row.items() if name not in TIMINGS} for row in record.metrics()]
     samples = {}
     for path in sorted((record.path / "samples").iterdir()):
         with np.load(path) as arrays:
