@@ -91,7 +91,7 @@ class LabelEmbedding(nnx.Module):
         self.table = nnx.Embed(num_classes + (dropout > 0), d, embedding_init=EMBEDDING_INIT, rngs=rngs)
 
     def __call__(self, y: Int[Array, " B"]) -> Float[Array, "B D"]:
-        return self.table(y)
+        return self.table(y).astype(self.table.embedding.dtype)  # the layer itself answers in float32
 
 
 class Attention(nnx.Module):
