@@ -203,6 +203,7 @@ def _pod(order: Order, base: str, name: str) -> dict[str, Any]:
         "volumeMounts": mounts[:1],
     }
     if order.hardware["hosts"] > 1:
+        worker["command"].append("--distributed")
         index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
         worker["env"] = [
             {"name": "JAX_COORDINATOR_ADDRESS", "value": f"{name}-{COMPUTE}-0-0.{name}:{PORT}"},

@@ -19,7 +19,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from slurm_cluster import free_port
@@ -41,6 +41,16 @@ class Cluster:
     settings: dict[str, str]
     url: str = ""
     address: str = ""
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start(self, line: list[str], log: str) -> None:
+        """Start a server of the cluster's."""
+        with open(self.folder / log, "ab") as file:
+            self.started.append(
+                subprocess.Popen(
+                    line, env=self.settings, stdin=subprocess.PIPE, stdout=file, stderr=file, cwd=self.folder
+                )
+            )
 
     def processes(self) -> dict[int, str]:
         """Every process that the cluster started, and its command line."""
@@ -72,6 +82,8 @@ class Cluster:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.2)
+        for process in self.started:
+            process.communicate()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -79,7 +91,6 @@ def new(**environment: str) -> Cluster:
     """A cluster's mark, folder (short: sockets have short names) and environment; nothing runs yet."""
     folder = Path(tempfile.mkdtemp(prefix="dit-ray-", dir="/tmp"))
     mark = uuid.uuid4().hex
-    # Ray takes the next port from a range at a time: two clusters on one machine must not meet.
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(folder), MARK: mark}
     return Cluster(mark, folder, {**os.environ, **environment, **quiet})
 
@@ -92,10 +103,7 @@ def start_head(cluster: Cluster, cpus: int = 2) -> None:
     line += [f"--num-cpus={cpus}", f"--temp-dir={cluster.folder}", "--disable-usage-stats"]
     line += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
     line += [f"--ray-client-server-port={free_port()}", "--object-store-memory=80000000"]
-    with open(cluster.folder / "head.log", "ab") as log:
-        subprocess.Popen(
-            line, env=cluster.settings, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=cluster.folder
-        )
+    cluster.start(line, "head.log")
     deadline = time.monotonic() + 120
     while not _answers(f"{cluster.url}/api/jobs/"):
         assert time.monotonic() < deadline, (cluster.folder / "head.log").read_text()
@@ -128,20 +136,13 @@ def pod(
     """Hosts on this machine that Ray takes for TPU slices of v4, four chips each; the process of each host's raylet by `slice-host`."""
     cluster = new(**environment)
     line = [sys.executable, str(Path(__file__).with_name("ray_pod.py")), str(hosts), str(slices), str(int(tpu))]
+    said, deadline = cluster.folder / "pod.log", time.monotonic() + 180
     try:
-        with open(cluster.folder / "pod.log", "ab") as log:
-            process = subprocess.Popen(
-                line,
-                env=cluster.settings,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                cwd=cluster.folder,
-            )
-        assert process.stdout is not None
-        said = next((text for text in process.stdout if text.startswith(b"{")), None)
-        assert said is not None, (cluster.folder / "pod.log").read_text()
-        known = json.loads(said)
+        cluster.start(line, "pod.log")
+        while not (found := [text for text in said.read_text().splitlines() if text.startswith("{")]):
+            assert time.monotonic() < deadline, said.read_text()
+            time.sleep(0.3)
+        known = json.loads(found[0])
         cluster.address = known["address"]
         cluster.settings["RAY_ADDRESS"] = cluster.address
         yield cluster, known["raylets"]

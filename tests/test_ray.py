@@ -1,20 +1,23 @@
 """The Ray engine: what it decides, without Ray; and whole sweeps, killed heads, gangs and lost slices on real clusters here."""
 
 import argparse
+import contextlib
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cluster_study import by_the_local_engine, command, environment, records, table, wait_for
 from pandas.testing import assert_frame_equal
 from ray_cluster import head, missing, pod, start_head
 
 from dit.errors import UserError
+from dit.store import load_study, write_json
 from sweeps import engines
 from sweeps.engine import Resources
 from sweeps.engines import ray as client
@@ -22,7 +25,6 @@ from sweeps.engines.ray_driver import broken_slices, planned, room
 from sweeps.engines.ray_tasks import run_command
 
 needs_ray = pytest.mark.skipif(bool(missing()), reason=missing() or "Ray is here")
-HERE = Path(__file__).parent
 SLICE = {"platform": "tpu", "hosts": 2, "chips_per_host": 4, "accelerator": "v4", "topology": "2x2x2"}
 
 
@@ -88,11 +90,17 @@ def test_a_command_does_not_outlive_the_task_that_started_it(tmp_path):
     assert (tmp_path / "log").read_text() == "said\n"
 
 
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The study's file and its folder by the local engine."""
+    return by_the_local_engine(tmp_path_factory.mktemp("reference"))
+
+
 @pytest.mark.long
 @needs_ray
-def test_a_study_on_ray_is_refused_twice_and_survives_its_head(tmp_path):
+def test_a_study_on_ray_is_refused_twice_and_survives_its_head(reference, tmp_path):
     """Three cells as a detached job; a second submission is refused; Ray is killed; on a new head the study is finished."""
-    study, local = by_the_local_engine(tmp_path)
+    study, local = reference
     out = tmp_path / "out"
     with head(**environment()) as cluster:
         options = ["--engine", "ray", "--python", sys.executable, "--address"]
@@ -123,48 +131,62 @@ def test_a_study_on_ray_is_refused_twice_and_survives_its_head(tmp_path):
     assert_frame_equal(table(out), table(local), check_exact=True)
 
 
-def gangs(cluster, folder, cells, steps, start_within, needs):
-    """The events of gangs placed on the cluster, as they come."""
-    program = [sys.executable, str(HERE / "gang_program.py"), str(folder)]
-    tasks = [[cell, [*program, cell, str(steps)], needs] for cell in cells]
-    line = [sys.executable, str(HERE / "ray_gang.py"), str(folder), str(start_within), json.dumps(tasks)]
-    log = open(folder / "driver.log", "ab")  # noqa: SIM115  # the process keeps it
-    return subprocess.Popen(line, env=cluster.settings, stdout=subprocess.PIPE, stderr=log, text=True)
+def placed(cluster, study, out, needs):
+    """The job that places the study's first cell on the cluster, started without a job server."""
+    subprocess.run(command(study, out, "--declare"), env=cluster.settings, check=True, timeout=60)
+    cell = load_study(out).runs[0].run
+    write_json(out / client.PLAN, {"cells": {cell: dataclasses.asdict(Resources(**needs))}})
+    line = [sys.executable, "-m", "sweeps.engines.ray_driver", "--study", str(out), "--start-within", "60"]
+    with open(out / "driver.log", "ab") as log:
+        return subprocess.Popen(line, env=cluster.settings, stdout=log, stderr=log), records(out)[0]
 
 
-def step_of(folder, cell):
-    path = folder / f"{cell}.json"
-    return json.loads(path.read_text())[0] if path.exists() else 0
+def places(cluster):
+    """The slice of each process that works on a cell."""
+    found = []
+    for pid in cluster.workers():
+        with contextlib.suppress(OSError):
+            variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
+            found += [one.partition("=")[2] for one in variables if one.startswith("TPU_NAME=")]
+    return found
+
+
+def assert_is_near(out, local, record):
+    """The cell's rows are the local engine's up to what two devices' sums round differently, and none is there twice."""
+    near, exact = table(out), table(local)
+    near, exact = (rows[rows["run"] == record.run.run].reset_index(drop=True) for rows in (near, exact))
+    assert len(near) == len(record.run.evaluations)
+    np.testing.assert_allclose(near["fd_digits"], exact["fd_digits"], rtol=2e-3)
+    assert [row["step"] for row in record.metrics()] == list(range(50, 401, 50))
 
 
 @pytest.mark.long
 @needs_ray
-def test_a_gang_of_two_hosts_is_one_jax(tmp_path):
-    """Two processes of one cell on two hosts join through the environment that the engine gives them."""
+def test_a_cell_of_two_processes_on_ray(reference, tmp_path):
+    """One cell on two hosts: Ray's JAX trainer places them, JAX joins them, and the scores are those of one process."""
+    study, local = reference
     with pod(tpu=False, slices=1, **environment()) as (cluster, _):
-        process = gangs(cluster, tmp_path, ["cell"], 3, 60, {"hosts": 2})
-        said, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, (tmp_path / "driver.log").read_text()
-    assert [json.loads(line)["event"] for line in said.splitlines()] == ["connected", "done"]
-    assert (tmp_path / "cell.done").read_text() == "9"  # three steps of 1 + 2
+        driver, record = placed(cluster, study, tmp_path / "out", {"hosts": 2})
+        assert driver.wait(timeout=400) == 0, (tmp_path / "out" / "driver.log").read_text()
+    environments = [json.loads(path.read_text()) for path in record.path.glob("environment-*.json")]
+    assert [one["processes"] for one in environments] == [2]
+    assert_is_near(tmp_path / "out", local, record)
 
 
 @pytest.mark.long
 @needs_ray
-def test_a_slice_that_is_lost_is_replaced_and_a_half_dead_one_is_left_alone(tmp_path):
-    """Two slices of two hosts. One host of the first is killed: the cell goes on, where it stood, on the second and not on the half."""
+def test_a_cell_leaves_the_slice_that_lost_a_host_for_a_whole_one(reference, tmp_path):
+    """Two slices of two hosts. One host of the cell's slice is killed; the cell goes on, where it was saved, on the other slice."""
+    study, local = reference
     with pod(**environment()) as (cluster, raylets):
-        process = gangs(cluster, tmp_path, ["cell"], 60, 45, SLICE)
-        wait_for(lambda: step_of(tmp_path, "cell") >= 5)
-        first = (tmp_path / "cell-0.starts").read_text().strip()
-        os.kill(raylets[f"{first}-1"], signal.SIGKILL)
-        began = time.monotonic()
-        said, _ = process.communicate(timeout=300)
-        took = time.monotonic() - began
-    assert process.returncode == 0, (tmp_path / "driver.log").read_text()
-    starts = (tmp_path / "cell-0.starts").read_text().split()
-    other = "slice1" if first == "slice0" else "slice0"
-    assert starts[0] == first
-    assert starts[-1] == other
-    assert (tmp_path / "cell.done").read_text() == "180"  # sixty steps of 1 + 2, none lost and none twice
-    print(f"resumed and ended {took:.0f} s after the host was killed: {said}")
+        driver, record = placed(cluster, study, tmp_path / "out", SLICE)
+        wait_for(lambda: record.status()["step"] >= 100, 300)
+        first = places(cluster)
+        assert len(first) == 2
+        assert len(set(first)) == 1
+        os.kill(raylets[f"{first[0]}-1"], signal.SIGKILL)
+        other = {"slice0": "slice1", "slice1": "slice0"}[first[0]]
+        wait_for(lambda: other in places(cluster), 400)
+        assert driver.wait(timeout=400) == 0, (tmp_path / "out" / "driver.log").read_text()
+    assert record.status()["attempt"] >= 2
+    assert_is_near(tmp_path / "out", local, record)
