@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dit.config import RunArguments, RunConfig
+from dit.errors import UserError
 from dit.lease import LOST
 from dit.store import DONE, FAILED, Study, check_study_folder, exclusive, save_study
 from sweeps import arguments as run_arguments
@@ -35,6 +36,9 @@ class Outcome:
 
 FOLLOW_S = 5.0
 """Seconds between two readings of the ledger, for engines that do not report."""
+
+MAX_FALSE_STARTS = 4
+"""Times in a row that a cell's command may end without having claimed it, before the sweep gives up."""
 
 EngineMaker = Callable[[Path, Listener], Engine]
 
@@ -117,6 +121,7 @@ class _Drive:
         self.left = {run.run: run for run in runs}
         self.signals = 0
         self._followed, self._attempts = 0.0, {}
+        self._false_starts: dict[str, tuple[int, int]] = {}
 
     def _task(self, run: RunConfig) -> CellTask:
         needs = self.needs(run)
@@ -192,7 +197,24 @@ class _Drive:
                 self.listen({"event": "finished", "run": run.run, "worker": -1, "state": FAILED})
                 del self.left[run.run]
             return False
+        self._count_false_start(cell)
         return True
+
+    def _count_false_start(self, cell: states.Cell) -> None:
+        """Take note of a command that ended without a worker having taken its cell: it would do so for ever.
+
+        Raises:
+            UserError: after `MAX_FALSE_STARTS` in a row.
+        """
+        name = cell.run.run
+        attempts, count = self._false_starts.get(name, (-1, 0))
+        self._false_starts[name] = (cell.attempts, count + 1 if cell.attempts == attempts else 1)
+        if self._false_starts[name][1] > MAX_FALSE_STARTS:
+            detail = self.engine.detail(name)
+            raise UserError(
+                f"the command of {name} ended {MAX_FALSE_STARTS} times before a worker took the cell"
+                f"{f' ({detail})' if detail else ''}: see {self.ledger.folder / 'logs'}"
+            )
 
     def _on_signal(self, number: int) -> None:
         self.signals += 1

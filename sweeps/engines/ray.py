@@ -168,7 +168,7 @@ class RayEngine:
     def detail(self, cell: str) -> str:
         """What Ray says of the job."""
         try:
-            return str(self._client.get_job_info(self.job).message or "")
+            return str(self._client.get_job_info(self.job).message or "")[:300]
         except Exception:
             return ""
 

@@ -112,6 +112,8 @@ class Placement:
         self._start_within_s = start_within_s
         self._refs: dict[Any, str] = {}
         self._gangs: dict[str, float] = {}
+        self._tasks: dict[str, CellTask] = {}
+        self._late: set[str] = set()
         self._waiting: dict[str, CellTask] = {}
         self._details: dict[str, str] = {}
         self._cells: dict[str, CommandState] = {}
@@ -140,7 +142,7 @@ class Placement:
             ref = ray.remote(num_cpus=0, **once)(ray_tasks.run_gang).remote(
                 task.cell, task.command, log, dataclasses.asdict(asked), self._start_within_s, self._starts
             )
-            self._gangs[task.cell] = time.monotonic()
+            self._gangs[task.cell], self._tasks[task.cell] = time.monotonic(), task
         else:
             options: dict[str, Any] = {"num_cpus": asked.cpus_per_host, **once}
             if asked.platform == "gpu":
@@ -175,12 +177,18 @@ class Placement:
         self._cells[cell] = GONE
         self._gangs.pop(cell, None)
         try:
-            code = self._ray.get(ref)
+            code = ray_tasks.NOT_STARTED if cell in self._late else self._ray.get(ref)
             self._details[cell] = f"exit code {code}"
-            if code in (DONE, SOME_FAILED, STOPPED):
-                return
         except Exception as error:
-            self._details[cell] = _in_a_line(error)
+            code, self._details[cell] = None, _in_a_line(error)
+        self._late.discard(cell)
+        if code in (DONE, SOME_FAILED, STOPPED):
+            return
+        if code == ray_tasks.NOT_STARTED:
+            self._cells[cell], self._waiting[cell] = PENDING, self._tasks[cell]
+            message = f"{cell}: its hosts did not start together within {self._start_within_s:g} s, asking anew"
+            self.listen({"event": "warning", "message": message})
+            return
         self.listen({"event": "died", "run": cell, "worker": cell, "how": self._details[cell]})
 
     def _start_gangs(self) -> None:
@@ -214,11 +222,10 @@ class Placement:
         for cell in self._ray.get(self._starts.take.remote()):
             if cell in self._gangs:
                 self._gangs[cell] = float("inf")
-        late = [
-            cell for cell, began in self._gangs.items() if time.monotonic() - began > 1.5 * self._start_within_s + 60
-        ]
+        overdue = time.monotonic() - 1.5 * self._start_within_s - 60
+        self._late |= {cell for cell, began in self._gangs.items() if began < overdue}
         for ref, cell in list(self._refs.items()):
-            if cell in late:
+            if cell in self._late:
                 self._ray.cancel(ref, force=True)
 
     def cancel(self, cells: Sequence[str]) -> None:

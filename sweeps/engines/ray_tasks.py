@@ -32,6 +32,8 @@ RAY_ACCELERATORS = {
     "h200": "H200",
 }
 """Ray's names of accelerators."""
+NOT_STARTED = -1000
+"""What `run_gang` returns for hosts that did not come together in time; no exit code and no signal's number."""
 
 
 def run_command(
@@ -91,10 +93,11 @@ def run_gang(
 ) -> int:
     """Run a cell's command on all of its hosts at once.
 
-    `asked` holds the fields of `sweeps.engine.Resources`. The exit code of the command where it ended by itself.
+    `asked` holds the fields of `sweeps.engine.Resources`. Returns 0 if the command ended by itself, `NOT_STARTED` if its hosts were not
+    had in time.
 
     Raises:
-        ray.train.TrainingFailedError: if the hosts were not had in time, one was lost, or the command died on one.
+        ray.train.TrainingFailedError: if a host was lost, or the command died on one.
     """
     os.environ |= {
         "RAY_TRAIN_V2_ENABLED": "1",
@@ -102,7 +105,7 @@ def run_gang(
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
     }
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.jax import JaxConfig, JaxTrainer
 
     needs: dict[str, float] = {"CPU": asked["cpus_per_host"]}
@@ -129,7 +132,12 @@ def run_gang(
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
         ),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except ControllerError as error:
+        if type(error.controller_failure).__name__.startswith("WorkerGroupStartup"):
+            return NOT_STARTED
+        raise
     return DONE
 
 
