@@ -15,7 +15,7 @@ from dit.errors import UserError
 from dit.store import read_json
 from sweeps import engines
 from sweeps.engine import GONE, PENDING, RUNNING, CellTask, Resources
-from sweeps.engines.slurm import SlurmEngine, resources, script
+from sweeps.engines.slurm import SlurmEngine, check, resources, script
 
 needs_slurm = pytest.mark.skipif(bool(missing()), reason=missing() or "Slurm is here")
 
@@ -182,6 +182,9 @@ def test_refusals_are_one_line(fake, tmp_path, monkeypatch):
         engine(tmp_path).submit([CellTask("a-cell", ("true",))])
     with pytest.raises(UserError, match="no run's name"):
         engine(tmp_path).submit([CellTask("../a", ("true",))])
+    (fake / "squeue.error").write_text("squeue: fatal: Could not establish a configuration source\n")
+    with pytest.raises(UserError, match="Slurm does not answer here: Could not establish"):
+        check(parsed())
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match="no squeue on this machine"):
         engine(tmp_path).submit([CellTask("a-cell", ("true",))])
@@ -199,12 +202,12 @@ def test_a_sweep_on_slurm_survives_a_cancelled_job(tmp_path):
             wait_for(lambda: out.exists() and any(100 <= r.status()["step"] < 300 for r in records(out)))
             victim = next(r for r in records(out) if 100 <= r.status()["step"] < 300)
             number = read_json(out / "queues" / "slurm.json")["cells"][victim.run.run]
-            subprocess.run(["scancel", "--full", "--signal=KILL", number], env=settings, check=True)
+            subprocess.run(["scancel", number], env=settings, check=True)
             assert sweep.wait(timeout=240) == 0, (tmp_path / "said").read_text()
         again = subprocess.run(command(study, out, *options), env=settings, capture_output=True, text=True, timeout=60)
         assert (again.returncode, again.stderr) == (0, "3 of 3 done\n")
     text = (tmp_path / "said").read_text()
-    assert f"died: {victim.run.run}: worker died (Slurm job {number} " in text
+    assert f"died: {victim.run.run}: worker died (Slurm job {number} CANCELLED, " in text
     assert len(list((out / "logs").glob(f"slurm-{victim.run.run}-*.log"))) == 2
     assert victim.status()["attempt"] == 2
     assert_frame_equal(table(out), table(local), check_exact=True)

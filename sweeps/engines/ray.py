@@ -192,8 +192,9 @@ def _client(url: str) -> Any:
     try:
         return JobSubmissionClient(url)
     except Exception as error:
+        reason = "" if "Failed to connect" in str(error) else f" ({_reason(error)})"
         raise UserError(
-            f"no Ray cluster answers at {url} ({_reason(error)}): start one (`ray start --head`), or give its --address"
+            f"no Ray cluster answers at {url}{reason}: start one (`ray start --head`), or give its --address"
         ) from error
 
 

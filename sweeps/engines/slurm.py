@@ -113,7 +113,9 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--max-jobs {args.max_jobs}: expected a positive whole number")
     if not args.poll_every > 0:
         raise UserError(f"--poll-every {args.poll_every}: expected a positive number of seconds")
-    _slurm(["sbatch", "--version"])
+    done = _slurm(["squeue", f"--user={getpass.getuser()}", "--noheader"])
+    if done.returncode != 0:
+        raise UserError(f"Slurm does not answer here: {_last_line(done.stderr)}")
 
 
 def make(folder: Path, args: argparse.Namespace, listen: Listener) -> SlurmEngine:
@@ -325,5 +327,5 @@ def _slurm(command: list[str], script: str | None = None) -> subprocess.Complete
 
 
 def _last_line(text: str) -> str:
-    lines = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in text.splitlines() if line.strip()]
+    lines = [re.sub("^[a-z_]+: (error: |fatal: )?", "", line) for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "it said nothing"
