@@ -107,6 +107,7 @@ class Placement:
 
     def __init__(self, folder: Path, start_within_s: float, listen: Listener = lambda event: None):
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self.folder, self.listen, self._ray = folder.absolute(), listen, ray
         self._start_within_s = start_within_s
@@ -117,7 +118,10 @@ class Placement:
         self._waiting: dict[str, CellTask] = {}
         self._details: dict[str, str] = {}
         self._cells: dict[str, CommandState] = {}
-        self._starts = ray.remote(num_cpus=0)(ray_tasks.Starts).remote()
+        # What only waits stays on this process's own host: on another it would be lost with that.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._here = {"num_cpus": 0, "scheduling_strategy": here}
+        self._starts = ray.remote(**self._here)(ray_tasks.Starts).remote()
         self._fences: dict[str, Any] = {}
         self._queue = Queue(folder, self.name, detached=True)
 
@@ -139,7 +143,7 @@ class Placement:
         log = str(self.folder / "logs" / f"ray-{task.cell}.log")
         once = {"max_calls": 1, "max_retries": 0}
         if asked.hosts > 1:
-            ref = ray.remote(num_cpus=0, **once)(ray_tasks.run_gang).remote(
+            ref = ray.remote(**self._here, **once)(ray_tasks.run_gang).remote(
                 task.cell, task.command, log, dataclasses.asdict(asked), self._start_within_s, self._starts
             )
             self._gangs[task.cell], self._tasks[task.cell] = time.monotonic(), task
