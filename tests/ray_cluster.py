@@ -91,7 +91,12 @@ def new(**environment: str) -> Cluster:
     """A cluster's mark, folder (short: sockets have short names) and environment; nothing runs yet."""
     folder = Path(tempfile.mkdtemp(prefix="dit-ray-", dir="/tmp"))
     mark = uuid.uuid4().hex
-    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(folder), MARK: mark}
+    quiet = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_raylet_start_wait_time_s": "180",
+        "RAY_TMPDIR": str(folder),
+        MARK: mark,
+    }
     return Cluster(mark, folder, {**os.environ, **environment, **quiet})
 
 
