@@ -8,6 +8,7 @@ are not part of it. Nothing here imports JAX.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -244,7 +245,7 @@ class Evaluation:
         """Column of the score: `fid` only for Inception features, `fd_<features>` for any other."""
         return "fid" if self.features == "inception" else f"fd_{self.features}"
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """Hash of the declared protocol, without the step."""
         return digest(self.declared)
@@ -274,6 +275,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "steps", "batch_size")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
+            raise UserError(f"seed is {self.seed!r}: expected a whole number, 0 or more")
         _choice(self.precision, get_args(Precision), "precision")
         model = (self.model.input_size, self.model.in_channels, self.model.num_classes)
         data = (self.data.input_size, self.data.in_channels, self.data.num_classes)
@@ -299,12 +302,12 @@ class RunConfig:
         fields["model"] = _without_defaults(fields["model"], qk_norm=False)
         return _without_defaults(fields, precision="float32", guard=dataclasses.asdict(Guard()))
 
-    @property
+    @functools.cached_property
     def hash(self) -> str:
         """Twelve hexadecimal digits of the identity's SHA-256."""
         return digest(self.identity)
 
-    @property
+    @functools.cached_property
     def run(self) -> str:
         """Readable name and folder of the run: `<block>-<size>-<patch>-s<seed>-<hash>`."""
         cell = f"{self.model.block}-{self.model.size}-{self.model.patch_size}-s{self.seed}"

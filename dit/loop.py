@@ -226,8 +226,9 @@ class _Rows:
 
 def _joined(block: list[Metrics]) -> Metrics:
     """Fetched from the devices, one after the other."""
-    parts = jax.device_get(block)
-    return Metrics(*(np.concatenate([np.atleast_1d(part[i]) for part in parts]) for i in range(len(Metrics._fields))))
+    parts: Any = jax.device_get(block)
+    joined: Any = [np.concatenate([np.atleast_1d(part[i]) for part in parts]) for i in range(len(Metrics._fields))]
+    return Metrics(*joined)
 
 
 def _row(run: RunConfig, step: int, metrics: Metrics) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 
 from dit import store
 from dit.checkpoint import CheckpointWriter
+from dit.compute import Compute
 from dit.config import Evaluation, RunArguments, RunConfig
 from dit.data import Dataset, ImageDataset, load_images
 from dit.errors import UserError
@@ -22,6 +23,7 @@ from dit.lease import PREEMPTED, Busy, Lease, LeaseLost, Observer, Stopped, clai
 from dit.loop import Diverged, steps_per_dispatch, train
 from dit.manifest import Corrupt
 from dit.mesh import make_mesh
+from dit.model import applied
 from dit.preemption import Preemption
 from dit.processes import Absent, Processes
 from dit.run_scores import Draws
@@ -63,10 +65,9 @@ def execute(
                 )
                 return store.RETRYABLE
             except Exception as error:  # whatever stops this cell, the others go on
-                shared = isinstance(error, UserError | Diverged)
                 if isinstance(error, Diverged):
                     journal.progress["step"] = error.step
-                reason = " ".join((str(error) if shared else f"{type(error).__name__}: {error}").split())
+                reason = reason_of(error)
                 journal.end(store.FAILED, reason=reason)
                 journal.event("failed", reason=reason)
                 if processes.count > 1 and not isinstance(error, Diverged | _Refused):
@@ -74,6 +75,13 @@ def execute(
                 return store.FAILED
             journal.end(store.DONE)
             return store.DONE
+
+
+def reason_of(error: Exception) -> str:
+    """Why a run failed, in a line; that memory ran out is said first, on the host or on a device."""
+    text = str(error) if isinstance(error, UserError | Diverged) else f"{type(error).__name__}: {error}"
+    exhausted = isinstance(error, MemoryError) or ("RESOURCE_EXHAUSTED" in text and "memory" in text.lower())
+    return " ".join(f"{'out of memory: ' * exhausted}{text}".split())
 
 
 class _Refused(UserError):
@@ -132,8 +140,9 @@ class _Execution:
             folder / "checkpoints", run.hash, arguments.keep_checkpoints, journal.fence, processes
         )
         self.averages = CheckpointWriter(folder / "ema", run.hash, None, journal.fence, processes)
-        sampler = Sampler(self.program.model, run.model, run.diffusion, arguments.sample_batch_size)
-        self.draws = Draws(sampler, self.program.mesh, processes, self._go_on)
+        float32 = applied(run.model, Compute(), self.program.devices[0].platform)
+        sampler = Sampler(float32, run.model, run.diffusion, arguments.sample_batch_size)
+        self.draws = Draws(sampler, processes, self._go_on)
         self.judges = self._judges()
         self.dataset = self._dataset()
 
@@ -269,5 +278,6 @@ class _Execution:
         if self.run.data.is_latent:
             from dit.run_inputs import open_training_data
 
-            return open_training_data(self.run, self.arguments, self.journal.record.path)
-        return ImageDataset(*load_images(self.run.data.name), self.run.batch_size, self.run.seed)
+            return open_training_data(self.run, self.arguments, self.journal.record.path, self.program.rows)
+        images = load_images(self.run.data.name)
+        return ImageDataset(*images, self.run.batch_size, self.run.seed, self.program.rows)

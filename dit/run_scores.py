@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from dit.config import Evaluation
 from dit.images import to_uint8
 from dit.journal import KEPT_SAMPLES
-from dit.mesh import whole
+from dit.mesh import here
 from dit.processes import Processes
 from dit.sampling import Drawn, Sampler
 from dit.scoring import Scorer
@@ -26,12 +24,12 @@ from dit.scoring import Scorer
 class Draws:
     """Samples of one run. `go_on` is called before each batch and raises if the run has to stop."""
 
-    def __init__(self, sampler: Sampler, mesh: Mesh | None, processes: Processes, go_on: Callable[[], None]):
-        self._sampler, self._mesh, self._processes, self._go_on = sampler, mesh, processes, go_on
+    def __init__(self, sampler: Sampler, processes: Processes, go_on: Callable[[], None]):
+        self._sampler, self._processes, self._go_on = sampler, processes, go_on
 
     def score(self, judge: Scorer, evaluation: Evaluation, params: PyTree) -> tuple[float, np.ndarray, np.ndarray]:
         """The score, and the first images and labels at least. Decoded samples are too many to hold."""
-        batches = self._batches(self._here(params), evaluation)
+        batches = self._batches(here(params), evaluation)
         decoder = judge.decoder
         if decoder is None:
             drawn = list(batches)
@@ -67,11 +65,3 @@ class Draws:
             for k in range(min(processes.count, -(-(total - first) // size))):
                 count = min(size, total - first - k * size)
                 yield Drawn(np.asarray(round_of.images[k][:count]), np.asarray(round_of.labels[k][:count]))
-
-    def _here(self, params: PyTree) -> PyTree:
-        """Weights that are spread over processes, brought together in each: what the sampler puts on its own devices."""
-        if all(leaf.is_fully_addressable for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)):
-            return params
-        assert self._mesh is not None
-        gathered = jax.jit(lambda tree: tree, out_shardings=whole(self._mesh))(params)
-        return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), gathered)

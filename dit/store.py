@@ -190,11 +190,7 @@ class RunStore:
         Raises:
             UserError: if the folder's configuration is another run's, or its place is a link out of the study's folder.
         """
-        study_folder = self.path.parents[1].resolve()
-        if not self.path.resolve().is_relative_to(study_folder):
-            raise UserError(
-                f"{self.path} is a link to {self.path.resolve()}, outside the study's folder: put the folder itself there"
-            )
+        self.check_place()
         self.fence()
         for pattern in (".*.json.*", "*/.*.npz.*", "evals/.*.json.*", "attempts/.[0-9]*.json.*"):
             for unfinished in self.path.glob(pattern):
@@ -205,6 +201,18 @@ class RunStore:
             write_json(path, identity, self.fence)
         elif (present := read_json(path)).get("hash") != self.run.hash or present != json.loads(json.dumps(identity)):
             raise UserError(f"{path} describes another run than {self.run.run}: move that folder away")
+
+    def check_place(self) -> None:
+        """Check that writing to the run's folder writes inside the study's.
+
+        Raises:
+            UserError: if its place is a link out of the study's folder.
+        """
+        study_folder = self.path.parents[1].resolve()
+        if not self.path.resolve().is_relative_to(study_folder):
+            raise UserError(
+                f"{self.path} is a link to {self.path.resolve()}, outside the study's folder: put the folder itself there"
+            )
 
     def status(self) -> dict[str, Any]:
         """The last recorded status; `planned` for a run that has not begun."""
@@ -224,9 +232,17 @@ class RunStore:
         """Where that evaluation's first samples are, or will be."""
         return self.path / "samples" / f"{evaluation.step:08d}-{evaluation.key}.npz"
 
+    def evaluation_names(self) -> set[str]:
+        """Names of the files of every evaluation on record: one look at the folder."""
+        try:
+            return set(os.listdir(self.path / "evals"))
+        except FileNotFoundError:
+            return set()
+
     def missing_evaluations(self) -> list[Evaluation]:
         """The run's evaluations without a row, in order of step."""
-        missing = [e for e in self.run.evaluations if not self.evaluation_path(e).exists()]
+        present = self.evaluation_names()
+        missing = [e for e in self.run.evaluations if self.evaluation_path(e).name not in present]
         return sorted(missing, key=lambda e: e.step)
 
     def is_done(self) -> bool:

@@ -26,6 +26,7 @@ from jaxtyping import Array, PyTree
 
 from dit import diffusers_names, official
 from dit.checkpoint import Checkpoints, CheckpointWriter, flatten
+from dit.compute import Compute
 from dit.config import (
     DataConfig,
     DiffusionConfig,
@@ -36,7 +37,7 @@ from dit.config import (
 )
 from dit.errors import UserError
 from dit.manifest import Corrupt
-from dit.model import DiT
+from dit.model import DiT, applied
 from dit.official_config import Declared, check_positions, infer_data, infer_model
 from dit.store import SCHEMA_VERSION, read_json, write_json
 from dit.torch_pickle import read_tensors
@@ -60,9 +61,8 @@ class Loaded:
 
     @property
     def apply(self) -> Callable[[PyTree, Array, Array, Array], Array]:
-        """`(params, x, t, y) -> output`."""
-        graph, _ = _network(self.model)
-        return lambda params, x, t, y: nnx.merge(graph, params)(x, t, y)
+        """`(params, x, t, y) -> output`, in float32."""
+        return applied(self.model, Compute(), jax.default_backend())
 
 
 def open_checkpoint(path: str | Path, step: int | None = None, declared: Declared = Declared()) -> Loaded:  # noqa: B008

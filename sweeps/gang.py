@@ -1,7 +1,7 @@
 """One worker over several hosts (a TPU slice, a Slurm step, a gang of Ray's): process 0 claims cells and tells the others which to run.
 
-The hosts find each other through `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` where those are set, or else as JAX
-itself finds them on TPU VMs, under Slurm and under Open MPI.
+The hosts find each other through `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` where those are set, or else as
+`dit.distributed` finds them.
 """
 
 from __future__ import annotations
@@ -10,9 +10,6 @@ import os
 from typing import Any, Protocol
 
 from dit.errors import UserError
-
-START_WITHIN_S = 600
-"""Seconds that the hosts may take to find each other: after a preemption they come back one by one."""
 
 
 class Gang(Protocol):
@@ -44,28 +41,19 @@ def join() -> Gang:
     """Start JAX together with the other hosts; imports JAX.
 
     Raises:
-        UserError: if they are not to be found, or a variable that names them is no number.
+        UserError: if there are none, they do not meet in time, or a variable that names them is no number.
     """
-    import jax
-
+    from dit.distributed import Group, start
     from dit.processes import Processes
 
-    named = "JAX_COORDINATOR_ADDRESS" in os.environ
-    if os.environ.get("JAX_PLATFORMS", "") == "cpu":
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    try:
-        if named:
-            address = os.environ["JAX_COORDINATOR_ADDRESS"]
-            count, index = _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")
-            jax.distributed.initialize(address, count, index, initialization_timeout=START_WITHIN_S)
-        else:
-            jax.distributed.initialize(initialization_timeout=START_WITHIN_S)
-    except (ValueError, RuntimeError) as error:
-        message = " ".join(str(error).split())
+    group = None
+    if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        group = Group("JAX_* variables", address, _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID"))
+    if start(group) == 1 and group is None:
         raise UserError(
-            f"--distributed: the other hosts are not to be found ({message}): set JAX_COORDINATOR_ADDRESS, "
-            "JAX_NUM_PROCESSES and JAX_PROCESS_ID, or start the worker where JAX finds them by itself"
-        ) from error
+            "--distributed: no other hosts are to be found: set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+            "JAX_PROCESS_ID, or start the worker within a Slurm step or on a TPU slice"
+        )
     return Processes()
 
 

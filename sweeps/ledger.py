@@ -123,6 +123,7 @@ class Ledger:
         if cell.state in ENDED:
             return None
         record = RunStore(self.folder, run)
+        record.check_place()
         files = lease.run_files(record.path)
         stopped = stops_without_progress(self.folder, run)
         try:
@@ -180,16 +181,20 @@ class Ledger:
 
     def cancel(self, run: RunConfig) -> None:
         """Ask the cell's worker to save and stop at its next heartbeat, and every other not to begin it."""
-        write_json(RunStore(self.folder, run).path / "attempts" / lease.CANCEL, {"schema_version": 1})
+        record = RunStore(self.folder, run)
+        record.check_place()
+        write_json(record.path / "attempts" / lease.CANCEL, {"schema_version": 1})
 
     def retry(self, run: RunConfig) -> bool:
-        """Forgive the cell's failures, or withdraw its cancellation; False if there is nothing to take up again."""
+        """Forgive the cell's failures and lost workers, or withdraw its cancellation; False if there is nothing to forgive."""
         cell = self.cell(run)
         record = RunStore(self.folder, run)
         files = lease.run_files(record.path)
         cancelled = lease.CANCEL in files.names()
-        if cell.state != FAILED and not cancelled:
+        lost = cell.state == RETRYABLE and stops_without_progress(self.folder, run)[1]
+        if cell.state != FAILED and not cancelled and not lost:
             return False
+        record.check_place()
         after = max([cell.status["attempt"], *lease.tokens(files.names())])
         write_json(record.path / "attempts" / lease.RETRY, {"schema_version": 1, "after": after})
         files.remove(lease.CANCEL)

@@ -64,11 +64,11 @@ def _row(ledger: Ledger, cell: Cell, now: float | None) -> Row:
         **_best_scores(record),
         "loss": live.get("loss", cell.status.get("loss")),
         "images_per_s": speed,
-        "reason": cell.reason or None,
+        "reason": printable(cell.reason) or None,
         "steps": run.steps,
         "attempts": cell.attempts,
-        "worker": owner_name(cell.attempt) if held and cell.attempt else None,
-        "engine": cell.engine or None,
+        "worker": printable(owner_name(cell.attempt)) if held and cell.attempt else None,
+        "engine": printable(cell.engine) or None,
         "silent_s": silent,
         "stale": bool(silent and cell.attempt and silent > cell.attempt.lease_s),
         "s_per_gflop": run.batch_size / (speed * per_step) if speed else None,
@@ -76,13 +76,19 @@ def _row(ledger: Ledger, cell: Cell, now: float | None) -> Row:
     }
 
 
+def printable(text: str) -> str:
+    """The text on one line, without what would steer a terminal: it may come from a stranger's folder."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
 def _best_scores(record: RunStore) -> dict[str, float | None]:
     """The best score so far of each metric, under the first protocol that the cell declares for it."""
     first = {e.metric: e.key for e in reversed(record.run.evaluations)}
     best: dict[str, float | None] = {}
+    present = record.evaluation_names()
     for metric, key in sorted(first.items()):
         paths = [record.evaluation_path(e) for e in record.run.evaluations if (e.metric, e.key) == (metric, key)]
-        best[metric] = min((read_json(path)["row"][metric] for path in paths if path.exists()), default=None)
+        best[metric] = min((read_json(path)["row"][metric] for path in paths if path.name in present), default=None)
     return best
 
 

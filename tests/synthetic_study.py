@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ FLOOR = 1.25
 
 def protocol_of(evaluation: Evaluation) -> dict:
     """The protocol that an evaluation file keeps: the declared parts and what they resolved to."""
-    declared = {name: value for name, value in vars(evaluation).items() if name != "step"}
+    declared = {name: value for name, value in asdict(evaluation).items() if name != "step"}
     return {**declared, "extractor_sha256": "e" * 64, "reference_sha256": "f" * 64}
 
 

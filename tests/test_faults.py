@@ -34,9 +34,9 @@ def nursery(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(nursery, tmp_path_factory):
-    """What twelve cells hold when nothing disturbs them."""
-    folder = make_study(tmp_path_factory.mktemp("whole"), RUNS)
-    assert nursery.wait(nursery.start(folder)) == 0, nursery.log.read_text()
+    """What four cells hold when nothing disturbs them."""
+    folder = make_study(tmp_path_factory.mktemp("whole"), RUNS[:4])
+    resume(nursery, folder)
     return folder, holdings(folder)
 
 
@@ -93,7 +93,9 @@ def in_hand(folder, runs):
 
 @pytest.mark.long
 @pytest.mark.parametrize("kills", [100])
-def test_a_hundred_random_kills_across_twelve_cells_cost_nothing(nursery, whole, tmp_path, kills):
+def test_a_hundred_random_kills_across_twelve_cells_cost_nothing(nursery, tmp_path, kills):
+    straight = make_study(tmp_path / "straight", RUNS)
+    resume(nursery, straight)
     folder, rng, dead, alive = make_study(tmp_path / "study", RUNS), random.Random(7), 0, set()
     ledger = Ledger(folder)
     while dead < kills:
@@ -101,7 +103,7 @@ def test_a_hundred_random_kills_across_twelve_cells_cost_nothing(nursery, whole,
             ledger.retry(cell.run)  # three deaths in a row without a checkpoint are a failure: a person says go on
         while len(alive) < 2:
             alive.add(nursery.start(folder, "--lease", "30"))
-        wait_for(lambda: alive & (in_hand(folder, RUNS) | nursery.codes.keys()), 300)
+        wait_for(lambda: alive & (in_hand(folder, RUNS) | nursery.codes.keys()))
         time.sleep(rng.uniform(0, 1.2))
         victim = rng.choice(sorted(alive & in_hand(folder, RUNS) or alive))
         alive.remove(victim)
@@ -115,7 +117,7 @@ def test_a_hundred_random_kills_across_twelve_cells_cost_nothing(nursery, whole,
     for cell in ledger.cells():
         ledger.retry(cell.run)
     resume(nursery, folder)
-    assert holdings(folder) == whole[1]
+    assert holdings(folder) == holdings(straight)
     print(f"{dead} workers killed; {sum(len(attempts_of(folder, run)) for run in RUNS)} attempts")
     assert dead >= kills // 2, "most of the study must have been under fire"
 
@@ -211,7 +213,7 @@ def test_a_stopped_worker_that_wakes_cannot_write(nursery, whole, tmp_path):
     """SIGSTOP in the middle of training for longer than its lease; it wakes when another has done the cell."""
     folder = make_study(tmp_path / "study", RUNS[:1])
     sleeper = nursery.start(folder, "--lease", "2")
-    wait_for(lambda: RunStore(folder, RUNS[0]).metrics(), 300)
+    wait_for(lambda: RunStore(folder, RUNS[0]).metrics())
     os.kill(sleeper, signal.SIGSTOP)
     assert nursery.wait(nursery.start(folder, "--lease", "2")) == 0
     assert RunStore(folder, RUNS[0]).is_done()
@@ -227,7 +229,7 @@ def test_a_stopped_worker_that_wakes_cannot_write(nursery, whole, tmp_path):
 def test_eight_workers_racing_for_four_cells_train_each_once(nursery, whole, tmp_path):
     folder = make_study(tmp_path / "study", RUNS[:4])
     racers = [nursery.start(folder, "--lease", "30") for _ in range(8)]
-    assert [nursery.wait(racer, 600) for racer in racers] == [0] * 8
+    assert [nursery.wait(racer) for racer in racers] == [0] * 8
     assert all([one.ended for one in attempts_of(folder, run)] == ["done"] for run in RUNS[:4])
     assert holdings(folder) == of(whole, RUNS[:4])
 
@@ -249,16 +251,16 @@ def test_two_hosts_work_on_cells_as_one_and_a_lost_one_costs_nothing(tmp_path):
 
     straight = make_study(tmp_path / "straight", RUNS[:2])
     with ended(*gang(straight)) as processes:
-        assert [process.wait(timeout=300) for process in processes] == [0, 0]
+        assert [process.wait(timeout=1200) for process in processes] == [0, 0]
     assert all([one.ended for one in attempts_of(straight, run)] == ["done"] for run in RUNS[:2])
 
     folder = make_study(tmp_path / "study", RUNS[:2])
     with ended(*gang(folder)) as (leader, follower):
-        wait_for(lambda: any(RunStore(folder, run).metrics() for run in RUNS[:2]), 300)
+        wait_for(lambda: any(RunStore(folder, run).metrics() for run in RUNS[:2]))
         follower.kill()
         wait_for(lambda: leader.poll() is not None or time.sleep(0.5), 200)
     with ended(*gang(folder)) as processes:
-        assert [process.wait(timeout=300) for process in processes] == [0, 0]
+        assert [process.wait(timeout=1200) for process in processes] == [0, 0]
     assert holdings(folder) == holdings(straight)
 
 

@@ -20,6 +20,7 @@ from dit import checkpoint, journal, lease, manifest
 from dit import run as product
 from dit.checkpoint import Checkpoints, CheckpointWriter, flatten
 from dit.config import DATASETS, Evaluation, OptimConfig, RunArguments, RunConfig, model_config, to_json
+from dit.errors import UserError
 from dit.rows import columns
 from dit.run import execute
 from dit.store import RunStore, read_json
@@ -385,3 +386,19 @@ def test_a_full_disk_fails_the_run_with_its_name_and_costs_only_steps(tmp_path, 
     assert "the disk is full; there is no earlier one: make room and run again" in reason
     assert finish(tmp_path) == "done"
     assert record_of(tmp_path) == record_of(whole[0])
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), "out of memory: MemoryError:"),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"),
+            "out of memory: RuntimeError: RESOURCE_EX",
+        ),
+        (RuntimeError("RESOURCE_EXHAUSTED: no space\nleft"), "RuntimeError: RESOURCE_EXHAUSTED: no space left"),
+        (UserError("no such\nfile"), "no such file"),
+    ],
+)
+def test_a_reason_is_one_line_and_tells_want_of_memory_from_the_rest(error, reason):
+    assert product.reason_of(error).startswith(reason)

@@ -75,7 +75,7 @@ class Nursery:
         self.process.stdin.flush()
         return self._started.get(timeout=120)
 
-    def wait(self, pid, seconds=300.0):
+    def wait(self, pid, seconds=1200.0):
         """The worker's exit code."""
         wait_for(lambda: pid in self.codes, seconds)
         return self.codes[pid]
@@ -98,7 +98,7 @@ def ended(*processes):
             process.wait()
 
 
-def wait_for(condition, seconds=120.0):
+def wait_for(condition, seconds=600.0):
     """Poll until it holds."""
     deadline = time.monotonic() + seconds
     while not condition():

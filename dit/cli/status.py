@@ -72,7 +72,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
             "left": _duration(row["left_s"]) if row["status"] != DONE else "",
             "attempts": row["attempts"],
             "worker": row["worker"] or row["engine"],
-            "reason": " ".join((row["reason"] or "").split())[:80],
+            "reason": (row["reason"] or "")[:80],
         }
         for row in rows
     ]
