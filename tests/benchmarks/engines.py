@@ -16,7 +16,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the clusters that the tests share
+sys.path.remove(str(Path(__file__).parent))  # where a benchmark would pass for the package of its name
 
 import ray_cluster
 import slurm_cluster
