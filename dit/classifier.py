@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from dit.config import DATASETS, OptimConfig, digest
 from dit.data import ImageDataset, load_images
+from dit.environment import cache_folder
 from dit.extractors import Features, NetworkExtractor
 from dit.optim import adamw
 from dit.store import exclusive
@@ -54,11 +55,6 @@ class Classifier(nnx.Module):
         spatial = x[..., :SPATIAL_CHANNELS].reshape(x.shape[0], -1)
         pooled = nnx.relu(self.hidden(x.reshape(x.shape[0], -1)))
         return Features(pooled, spatial, self.head(pooled))
-
-
-def cache_folder() -> Path:
-    """Where extractors and compiled programs are kept: `$DIT_CACHE`, else `~/.cache/dit-scaling`."""
-    return Path(os.environ.get("DIT_CACHE", Path.home() / ".cache" / "dit-scaling"))
 
 
 def small_image_extractor(name: str) -> NetworkExtractor:

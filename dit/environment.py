@@ -24,6 +24,11 @@ PACKAGES = (
 )
 
 
+def cache_folder() -> Path:
+    """Where extractors, compiled programs and plans are kept: `$DIT_CACHE`, else `~/.cache/dit-scaling`."""
+    return Path(os.environ.get("DIT_CACHE", Path.home() / ".cache" / "dit-scaling"))
+
+
 def environment() -> dict[str, Any]:
     """Versions, git revision (null outside a checkout), platform and devices of this process."""
     import jax

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dit import graph_def, torch_legacy
-from dit.classifier import cache_folder
+from dit.environment import cache_folder
 from dit.errors import UserError
 from dit.inception import CONVOLUTIONS, NUM_CLASSES, POOLED, STEM, Folded
 

@@ -120,6 +120,11 @@ class Processes:
             ) from error
 
 
+def is_severed(error: BaseException) -> bool:
+    """Whether the error is one by which the loss of another process shows in a collective; memory that ran out is not."""
+    return isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
+
+
 def absentees(error: BaseException) -> str | None:
     """The processes that a barrier of the coordination service gave up on, if that is what the error, or its cause, tells."""
     while error is not None:

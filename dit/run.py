@@ -25,7 +25,7 @@ from dit.manifest import Corrupt
 from dit.mesh import make_mesh
 from dit.model import applied
 from dit.preemption import Preemption
-from dit.processes import Absent, Processes
+from dit.processes import Absent, Processes, is_severed
 from dit.run_scores import Draws
 from dit.sampling import Sampler
 from dit.scoring import Scorer, protocol_hash, scorer
@@ -65,6 +65,8 @@ def execute(
                 )
                 return store.RETRYABLE
             except Exception as error:  # whatever stops this cell, the others go on
+                if processes.count > 1 and is_severed(error):
+                    raise  # another process is lost and this attempt with it; the run resumes from its last checkpoint
                 if isinstance(error, Diverged):
                     journal.progress["step"] = error.step
                 reason = reason_of(error)

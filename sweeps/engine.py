@@ -25,7 +25,10 @@ Listener = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Resources:
-    """What one cell's command needs. `chips_per_host` 0 is whatever the host has; `memory_gb` 0 is the engine's default."""
+    """What one cell's command needs. `chips_per_host` 0 is whatever the host has; `memory_gb` 0 is the engine's default.
+
+    `scheduler` is what the engine's scheduler is told besides, as pairs of an option and its setting.
+    """
 
     platform: Literal["cpu", "gpu", "tpu"] = "cpu"
     hosts: int = 1
@@ -34,6 +37,7 @@ class Resources:
     accelerator: str = ""
     topology: str = ""
     memory_gb: float = 0.0
+    scheduler: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,14 @@ class CellTask:
 
 
 class Engine(Protocol):
-    """Places commands. `name` is the engine's on the command line; `detached` says that its commands outlive this process."""
+    """Places commands. `name` is the engine's on the command line; `detached` says that its commands outlive this process.
+
+    `reports` says that it passes on what its commands tell; where it does not, the ledger is read to follow them.
+    """
 
     name: str
     detached: bool
+    reports: bool
 
     def submit(self, cells: Sequence[CellTask]) -> None:
         """Take the cells' commands, in order of urgency. A cell whose command is pending or running is not taken twice.

@@ -50,7 +50,7 @@ class Progress:
         self._began: dict[str, float] = {}
         self._spent: list[tuple[float, float]] = []
         self._workers = 1
-        self._under_way: dict[int, tuple[str, str]] = {}
+        self._under_way: dict[int | str, tuple[str, str]] = {}
         self._started = self._printed = time.monotonic()
         self._live = self._stream.isatty()
 

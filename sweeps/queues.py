@@ -1,6 +1,7 @@
 """Which cells an engine has taken and not yet begun: one file per engine process, so that each has one writer.
 
-    DIR/queues/<engine>-<host>-<pid>.json   engine, owner, detached, and each cell's handle (a Slurm job, a Ray task; empty for local)
+    DIR/queues/<engine>-<host>-<pid>.json   engine, owner, detached, and each cell's handle (empty for local)
+    DIR/queues/<engine>.json                the same of a scheduler that outlives its client, as whoever asked it last wrote it
 
 A queue says where a cell waits; it never decides a cell's state against the cell's own folder. The queue of a process that is gone from
 this host does not count unless its engine is detached.
@@ -31,7 +32,8 @@ class Queue:
     @property
     def path(self) -> Path:
         """The queue's file."""
-        return self.folder / "queues" / f"{self.engine}-{socket.gethostname()}-{os.getpid()}.json"
+        process = "" if self.detached else f"-{socket.gethostname()}-{os.getpid()}"
+        return self.folder / "queues" / f"{self.engine}{process}.json"
 
     def save(self, cells: Mapping[str, str]) -> None:
         """Record the cells in hand, each with the engine's handle for it."""

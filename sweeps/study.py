@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import experiments
 from dit.config import RunConfig
@@ -32,15 +32,7 @@ def declared(name: str) -> Study:
     Raises:
         UserError: for an unknown name, a file that does not run, no `runs()`, no cells, or two equal cells.
     """
-    path = Path(name)
-    if path.suffix == ".py" or "/" in name:
-        module, title = _module_at(path), path.stem
-    elif name in names():
-        module, title = importlib.import_module(f"experiments.{name}"), name
-    else:
-        raise UserError(
-            f"unknown study '{name}': expected one of {', '.join(names())}, or the path of a Python file with runs()"
-        )
+    module, title = _module(name)
     if not callable(getattr(module, "runs", None)):
         raise UserError(f"study '{name}' has no runs(): define runs() -> list[RunConfig] in it")
     runs = _users(Path(module.__file__ or name), lambda: tuple(module.runs()))
@@ -55,6 +47,30 @@ def declared(name: str) -> Study:
             )
         first[run.hash] = number
     return Study(title, (module.__doc__ or "").strip(), runs)
+
+
+def declared_resources(name: str) -> Callable[[RunConfig], Any] | None:
+    """What the study's own `resources(run)` says that a cell needs of a cluster; None for a study without one.
+
+    Raises:
+        UserError: as `declared` does; the function itself, if it breaks at a cell.
+    """
+    module, _ = _module(name)
+    own = getattr(module, "resources", None)
+    if not callable(own):
+        return None
+    return lambda run: _users(Path(module.__file__ or name), lambda: own(run))
+
+
+def _module(name: str) -> tuple[ModuleType, str]:
+    path = Path(name)
+    if path.suffix == ".py" or "/" in name:
+        return _module_at(path), path.stem
+    if name in names():
+        return importlib.import_module(f"experiments.{name}"), name
+    raise UserError(
+        f"unknown study '{name}': expected one of {', '.join(names())}, or the path of a Python file with runs()"
+    )
 
 
 def _module_at(path: Path) -> ModuleType:

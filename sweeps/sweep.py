@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dit.config import RunArguments, RunConfig
+from dit.errors import UserError
 from dit.lease import LOST
 from dit.store import DONE, FAILED, Study, check_study_folder, exclusive, save_study
 from sweeps import arguments as run_arguments
@@ -32,7 +34,25 @@ class Outcome:
     stopped: bool = False
 
 
+FOLLOW_S = 5.0
+"""Seconds between two readings of the ledger, for engines that do not report."""
+
+MAX_FALSE_STARTS = 4
+"""Times in a row that a cell's command may end without having claimed it, before the sweep gives up."""
+
 EngineMaker = Callable[[Path, Listener], Engine]
+
+
+def declare(study: Study, folder: Path, arguments: RunArguments) -> None:
+    """Record in the folder what the study asks for and how it is to be run: all that a worker needs.
+
+    Raises:
+        UserError: if the folder is another study's, a file, or of a newer schema.
+    """
+    check_study_folder(folder, study.name)
+    with exclusive(folder / ".lock", wait=True):
+        save_study(folder, study)
+        run_arguments.save(folder, arguments)
 
 
 def sweep(
@@ -54,10 +74,7 @@ def sweep(
     Raises:
         UserError: if the folder is another study's, a file, or of a newer schema, or the engine refuses.
     """
-    check_study_folder(folder, study.name)
-    with exclusive(folder / ".lock", wait=True):
-        save_study(folder, study)
-        run_arguments.save(folder, arguments)
+    declare(study, folder, arguments)
     ledger = Ledger(folder, study)
     cells = ledger.cells(runs)
     if retry_failed:
@@ -103,6 +120,8 @@ class _Drive:
         self.ledger, self.engine, self.listen, self.needs = ledger, engine, listen, needs
         self.left = {run.run: run for run in runs}
         self.signals = 0
+        self._followed, self._attempts = 0.0, {}
+        self._false_starts: dict[str, tuple[int, int]] = {}
 
     def _task(self, run: RunConfig) -> CellTask:
         needs = self.needs(run)
@@ -123,6 +142,8 @@ class _Drive:
             try:
                 self.engine.submit([self._task(run) for run in self.left.values()])
                 while self.left and not self.signals:
+                    if not self.engine.reports:
+                        self._follow()
                     gone = [cell for cell, state in self.engine.poll().items() if state == GONE and cell in self.left]
                     again = [self.left[cell] for cell in gone if self._is_to_run_again(self.left[cell])]
                     if again:
@@ -132,11 +153,34 @@ class _Drive:
                 self.engine.close()
         return bool(self.signals)
 
+    def _follow(self) -> None:
+        """Tell what the ledger says of cells whose commands tell nothing themselves."""
+        if time.monotonic() - self._followed < FOLLOW_S:
+            return
+        self._followed = time.monotonic()
+        for cell in self.ledger.cells(list(self.left.values())):
+            name, attempt = cell.run.run, cell.attempt
+            if cell.state in states.ENDED and self.engine.detached:
+                self._let_go(cell)
+            elif cell.state in states.HELD and attempt is not None:
+                if self._attempts.get(name) != attempt.token:
+                    self.listen({"event": "started", "run": name, "worker": name})
+                self._attempts[name] = attempt.token
+                loss = attempt.progress.get("loss")
+                if isinstance(loss, float):
+                    self.listen({"event": "step", "run": name, "worker": name, "step": cell.step, "loss": loss})
+
+    def _let_go(self, cell: states.Cell) -> None:
+        """The cell has ended."""
+        if not self.engine.reports:
+            self.listen({"event": "finished", "run": cell.run.run, "worker": cell.run.run, "state": cell.state})
+        del self.left[cell.run.run]
+
     def _is_to_run_again(self, run: RunConfig) -> bool:
         """What the ledger says of a cell whose command is gone; one that has ended or is another's is let go."""
         cell = self.ledger.cell(run)
         if cell.state in states.ENDED:
-            del self.left[run.run]
+            self._let_go(cell)
             return False
         if cell.state in states.HELD and not self.ledger.is_free(run):
             if self.ledger.observer.has_moved(run.run):
@@ -153,12 +197,31 @@ class _Drive:
                 self.listen({"event": "finished", "run": run.run, "worker": -1, "state": FAILED})
                 del self.left[run.run]
             return False
+        self._count_false_start(cell)
         return True
+
+    def _count_false_start(self, cell: states.Cell) -> None:
+        """Take note of a command that ended without a worker having taken its cell: it would do so for ever.
+
+        Raises:
+            UserError: after `MAX_FALSE_STARTS` in a row.
+        """
+        name = cell.run.run
+        attempts, count = self._false_starts.get(name, (-1, 0))
+        self._false_starts[name] = (cell.attempts, count + 1 if cell.attempts == attempts else 1)
+        if self._false_starts[name][1] > MAX_FALSE_STARTS:
+            detail = self.engine.detail(name)
+            raise UserError(
+                f"the command of {name} ended {MAX_FALSE_STARTS} times before a worker took the cell"
+                f"{f' ({detail})' if detail else ''}: see {self.ledger.folder / 'logs'}"
+            )
 
     def _on_signal(self, number: int) -> None:
         self.signals += 1
         if self.signals == 1:
             message = "stopping: cells save their state first (once more ends them where they are)"
+            if self.engine.detached:
+                message = f"leaving: {self.engine.name} goes on with the cells"
             self.listen({"event": "warning", "message": message})
         else:
             raise KeyboardInterrupt

@@ -19,6 +19,7 @@ VERBS = {
     "plan": "list a study's cells with parameters, Gflops, tokens and training compute, before anything runs",
     "sweep": "run what is missing of a study, and resume what was interrupted",
     "worker": "work on a study's cells, claiming one after another; what every engine launches",
+    "manifest": "write a study as Kubernetes objects, for JobSet and Kueue",
     "status": "show where a study stands, live if asked",
     "retry": "take failed and cancelled cells up again",
     "cancel": "stop cells, saved, until they are retried",

@@ -9,6 +9,7 @@ Exit codes: 0 done, 3 some failed, 75 stopped with the state saved.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--detach", action="store_true", help="submit and return, to an engine that outlives this command"
     )
+    parser.add_argument(
+        "--declare", action="store_true", help="only make the study's folder: `dit worker` on any host runs the cells"
+    )
     arguments.declare(parser)
     engines.declare(parser)
 
@@ -40,20 +44,22 @@ def run(args: argparse.Namespace) -> int:
 
 def _sweep(args: argparse.Namespace) -> int:
     from sweeps import arguments, engines
-    from sweeps.study import declared, subset
-    from sweeps.sweep import sweep
+    from sweeps.study import declared, declared_resources, subset
+    from sweeps.sweep import declare, sweep
 
     engines.check(args.engine, args)
     study = declared(args.study)
-    runs = subset(study, args.where)
+    runs, own_needs = subset(study, args.where), declared_resources(args.study)
     folder = args.out or Path("runs") / study.name
     check_study_folder(folder, study.name)
     chosen = arguments.given(args, arguments.load(folder))
     _require_paths(runs, folder, chosen)
-    if args.detach and args.engine == "local":
-        raise UserError(
-            "--detach: expected an engine that outlives this command (--engine ray or slurm), local does not"
-        )
+    if args.declare:
+        declare(study, folder, chosen)
+        print(f"declared: `dit worker --study {shlex.quote(str(folder))}` on any hosts runs it", file=sys.stderr)
+        return 0
+    detached = args.engine != "local"
+    needs = {run.run: engines.resources(args.engine, args, run, own_needs) for run in runs}
 
     def tell(message: str) -> None:
         print(message, file=sys.stderr)
@@ -64,16 +70,19 @@ def _sweep(args: argparse.Namespace) -> int:
         folder,
         chosen,
         lambda folder, listen: engines.make(args.engine, folder, args, listen),
-        lambda run: engines.resources(args.engine, args, run),
+        lambda run: needs[run.run],
         args.retry_failed,
         tell,
         args.detach,
     )
+    if args.detach:
+        print(f"submitted: `dit status {folder} --watch` follows it", file=sys.stderr)
     parts = [f"{outcome.done} of {outcome.cells} done"]
     parts += [f"{outcome.failed} failed (see dit status {folder})"] * bool(outcome.failed)
     parts += [f"{outcome.cancelled} cancelled (dit retry {folder} takes them up)"] * bool(outcome.cancelled)
     parts += [f"{outcome.elsewhere} with other workers"] * bool(outcome.elsewhere)
-    parts += ["stopped, and saved: sweep again to go on"] * outcome.stopped
+    after = "left: its cells go on, sweep again to follow" if detached else "stopped, and saved: sweep again to go on"
+    parts += [after] * outcome.stopped
     print(", ".join(parts), file=sys.stderr)
     return 75 if outcome.stopped else 3 if outcome.failed else 0
 

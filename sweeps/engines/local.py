@@ -22,6 +22,7 @@ from dit.lease import LEASE_S, attempts, run_files
 from dit.store import run_folder
 from sweeps.devices import Share, default_workers, out_of_memory_kills, shares
 from sweeps.engine import GONE, PENDING, RUNNING, CellTask, CommandState, Listener, Resources
+from sweeps.engines import needs
 from sweeps.queues import Queue
 
 MAX_FAILED_STARTS = 3
@@ -40,7 +41,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--workers", type=int, help="worker processes (default: one per processor, or one per GPU)")
 
 
-def resources(args: argparse.Namespace, run: RunConfig) -> Resources:
+def resources(args: argparse.Namespace, run: RunConfig, declared: needs.Declared | None = None) -> Resources:
     """A cell takes one worker's share of the machine."""
     return Resources()
 
@@ -122,7 +123,7 @@ class Process:
 class LocalEngine:
     """Hands cells to worker processes one by one; see `sweeps.engine.Engine`."""
 
-    name, detached = "local", False
+    name, detached, reports = "local", False, True
 
     def __init__(self, folder: Path, machine: list[Share], listen: Listener, lease_s: float = LEASE_S):
         self.folder, self.listen, self.lease_s = folder, listen, lease_s

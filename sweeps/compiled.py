@@ -1,0 +1,123 @@
+"""Memory of the true training step by compiling it ahead of time, without the accelerators: asked of `dit.ahead`, kept by configuration.
+
+A report is kept in the cache folder under a hash of everything that it depends on: the run (but for its seed and scores), the described
+devices, the mesh, the policy asked for, the versions of JAX and libtpu, and the source of the step. What is kept is not compiled again.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import dit
+from dit.config import RunConfig, digest, to_json
+from dit.environment import cache_folder
+from dit.errors import UserError
+from dit.store import exclusive, read_json, write_json
+from sweeps.hardware import Hardware
+
+STEP_SOURCES = ("ahead", "blocks", "compute", "diffusion", "layers", "memory", "mesh", "model", "optim", "train")
+"""Modules of `dit` that decide what is compiled."""
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "libtpu")
+
+
+@functools.cache
+def versions() -> dict[str, str | None]:
+    """Versions of what compiles; null for what is not installed. Finding them takes milliseconds: once."""
+
+    def version(name: str) -> str | None:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    return {name: version(name) for name in PACKAGES}
+
+
+@functools.cache
+def _source() -> str:
+    folder = Path(dit.__file__).parent
+    return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in STEP_SOURCES)).hexdigest()[:12]
+
+
+def request(run: RunConfig, hardware: Hardware, mesh: str, remat: str) -> dict[str, Any]:
+    """What `dit.ahead` is asked: how long to train, which seed and what to score change nothing of the step."""
+    cell = to_json(run) | {"steps": 1, "seed": 0, "evaluations": ()}
+    cell["model"] = cell["model"] | {"size": "custom", "ladder": "custom"}
+    return {
+        "run": cell,
+        "topology": hardware.topology,
+        "chip_config": hardware.chip_config,
+        "host_bounds": hardware.host_bounds,
+        "mesh": mesh,
+        "remat": remat,
+        "limit": int(hardware.chip.memory_gib * 2**30),
+    }
+
+
+def _path(asked: dict[str, Any]) -> Path:
+    key = digest(json.loads(json.dumps({**asked, "versions": versions(), "source": _source()})), 16)
+    return cache_folder() / "plans" / f"{key}.json"
+
+
+def kept(run: RunConfig, hardware: Hardware, mesh: str, remat: str) -> dict[str, Any] | None:
+    """The report of a step that has been compiled before under these versions, or none."""
+    path = _path(request(run, hardware, mesh, remat))
+    return read_json(path)["report"] if path.is_file() else None
+
+
+def require_compiler(hardware: Hardware) -> None:
+    """Whether steps can be compiled for that hardware here.
+
+    Raises:
+        UserError: for GPUs, whose compiler needs the GPU; for a TPU without libtpu.
+    """
+    if hardware.topology is None and hardware.chip.kind != "cpu":
+        raise UserError(
+            f"--memory compiled cannot be had for {hardware.name}: a GPU's compiler needs the GPU; use --memory analytic"
+        )
+    if hardware.topology is not None and importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            "--memory compiled needs libtpu, which is not installed: pip install 'dit-scaling[tpu-plan]' (no TPU is needed), "
+            "or use --memory analytic"
+        )
+
+
+def compiled(run: RunConfig, hardware: Hardware, mesh: str, remat: str) -> dict[str, Any]:
+    """The report of `dit.ahead` on the run's step, from the cache or compiled now (minutes for large models); one at a time.
+
+    Raises:
+        UserError: if it cannot be compiled here, or the compiler fails for another reason than size.
+    """
+    require_compiler(hardware)
+    asked = request(run, hardware, mesh, remat)
+    path = _path(asked)
+    with exclusive(path.parent / ".lock", wait=True):
+        if not path.is_file():
+            answer = _ask(asked, run.run)
+            write_json(path, {"schema_version": 1, "request": asked, "versions": versions(), "report": answer})
+    return read_json(path)["report"]
+
+
+def _ask(asked: dict[str, Any], name: str) -> dict[str, Any]:
+    """Run `dit.ahead` with what makes JAX describe devices instead of looking for them."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # what comes from it is no longer the compiler's account
+    done = subprocess.run(
+        [sys.executable, "-m", "dit.ahead"], input=json.dumps(asked), capture_output=True, text=True, env=environment
+    )
+    lines = done.stdout.splitlines()
+    if done.returncode == 0 and lines:
+        return json.loads(lines[-1])
+    last = ([line for line in done.stderr.splitlines() if line.strip()] or ["no message"])[-1]
+    if done.returncode < 0:
+        last = f"ended by signal {-done.returncode}; the compiler of a large model needs some 8 GB of memory"
+    raise UserError(f"the step of {name} did not compile: {' '.join(last.split())[:300]}")

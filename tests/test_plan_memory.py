@@ -1,0 +1,84 @@
+"""The count of memory against JAX's own linearisation of the network, the trained state's shapes, and arithmetic."""
+
+import dataclasses
+import math
+
+import jax
+import pytest
+
+from dit import flops
+from dit.compute import Compute
+from dit.config import BLOCKS, DATASETS, RunConfig, model_config
+from dit.memory import activation_bytes as traced
+from dit.topology import MeshShape
+from dit.train import build
+from sweeps.memory import CARRIED, POLICIES, activation_bytes, estimate, step_bytes
+
+DATA = DATASETS["imagenet256"]
+EIGHT = MeshShape(data=8)
+
+
+def cell(size="B", patch=4, block="adaln_zero", precision="bfloat16", batch=256):
+    return RunConfig(model_config(block, size, patch, DATA), DATA, 10, batch, precision=precision)
+
+
+@pytest.mark.parametrize(
+    ("block", "remat"), [*((block, "none") for block in BLOCKS), ("cross_attention", "dots"), ("adaln_zero", "full")]
+)
+def test_what_a_block_keeps_is_what_jax_keeps(block, remat):
+    run = cell(block=block)
+    with jax.numpy_dtype_promotion("standard"):
+        kept = traced(run, Compute("bfloat16", remat=remat))
+    assert activation_bytes(run, remat) == pytest.approx(kept, rel=0.03)
+
+
+def test_so_it_is_in_float32_and_for_few_tokens():
+    run = cell("S", 8, precision="float32")
+    assert activation_bytes(run, "none") == pytest.approx(traced(run, Compute("float32")), rel=0.03)
+
+
+def test_what_a_step_carries_is_the_states_size():
+    data = DATASETS["digits"]
+    run = RunConfig(model_config("adaln_zero", "S", 4, data, ladder="nano"), data, 10, 8)
+    state = jax.eval_shape(build(run).init)
+    arrays = [leaf for leaf in jax.tree.leaves(state) if leaf.shape]
+    assert sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in arrays) == CARRIED * flops.params(run.model)
+
+
+def test_a_step_is_state_and_its_devices_part_of_the_batch():
+    run = cell()
+    one, two = step_bytes(run, EIGHT, "none"), step_bytes(dataclasses.replace(run, batch_size=512), EIGHT, "none")
+    assert two - one == 32 * activation_bytes(run, "none")
+    assert one == 32 * activation_bytes(run, "none") + 22 * flops.params(run.model)
+    assert (
+        step_bytes(run, MeshShape(fsdp=8), "none")
+        == one - 22 * flops.params(run.model) + 22 * flops.params(run.model) // 8
+    )
+    exact = dataclasses.replace(run, precision="float32")
+    assert step_bytes(exact, EIGHT, "none") == 32 * activation_bytes(exact, "none") + 20 * flops.params(run.model)
+    assert activation_bytes(run, "none", tensor=2) < activation_bytes(run, "none")
+
+
+def test_recomputing_more_keeps_less():
+    for block in BLOCKS:
+        none, dots, full = (activation_bytes(cell(block=block), remat) for remat in POLICIES)
+        assert none > 3 * dots > 6 * full
+
+
+def test_auto_recomputes_as_little_as_fits():
+    run = cell("XL", 2)
+    sizes = {remat: step_bytes(run, EIGHT, remat) for remat in POLICIES}
+    for remat, size in sizes.items():
+        found = estimate(run, EIGHT, "auto", math.ceil(size / 0.9))
+        assert (found.remat, found.needed, found.fits) == (remat, size, True)
+    tight = estimate(run, EIGHT, "auto", sizes["full"])  # more than the share that training would fill, but it fits
+    assert (tight.remat, tight.fits) == ("full", True)
+    small = estimate(run, EIGHT, "auto", sizes["full"] - 1)
+    assert (small.remat, small.fits) == ("full", False)
+    assert small.why_not == f"needs {sizes['full'] / 2**30:.1f} GiB of {sizes['full'] / 2**30:.2f}"
+    assert estimate(run, EIGHT, "none", sizes["full"]).remat == "none"
+
+
+def test_a_batch_that_does_not_divide_cannot_run():
+    found = estimate(cell(batch=12), EIGHT, "auto", 2**40)
+    assert (found.needed, found.fits, found.why_not) == (None, False, "batch 12 does not divide over 8 devices")
