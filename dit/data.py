@@ -52,25 +52,32 @@ class ImageDataset:
     """Shuffled epochs of images held in memory.
 
     Example `i` of step `s` is entry `s · batch_size + i` of an endless sequence of epochs, each a permutation drawn from (seed, epoch):
-    no state, and the sequence does not depend on where training stopped or how a batch is split.
+    no state, and the sequence does not depend on where training stopped or how a batch is split. `rows` are those of the global
+    batch that this process provides (`dit.train.Program.rows`); all of them if `None`.
     """
 
     def __init__(
-        self, images: UInt8[np.ndarray, "N I I C"], labels: Int32[np.ndarray, " N"], batch_size: int, seed: int
+        self,
+        images: UInt8[np.ndarray, "N I I C"],
+        labels: Int32[np.ndarray, " N"],
+        batch_size: int,
+        seed: int,
+        rows: Int32[np.ndarray, " R"] | None = None,
     ):
         self._images = images.astype(np.float32) / 127.5 - 1.0
         self._labels, self.batch_size, self.seed = labels, batch_size, seed
+        self._rows = slice(None) if rows is None else rows
         self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def indices(self, step: int) -> np.ndarray:
-        """Which images make the batch of a step."""
+        """Which images make the global batch of a step."""
         position = step * self.batch_size + np.arange(self.batch_size)
         epoch, offset = np.divmod(position, len(self._images))
         return np.array([self._permutation(int(e))[o] for e, o in zip(epoch, offset)])
 
     def batch(self, step: int) -> Batch:
-        """Images in [-1, 1] and labels of one step."""
-        chosen = self.indices(step)
+        """Images in [-1, 1] and labels of this process's rows at one step."""
+        chosen = self.indices(step)[self._rows]
         return self._images[chosen], self._labels[chosen]
 
     def _permutation(self, epoch: int) -> np.ndarray:

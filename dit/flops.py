@@ -55,6 +55,8 @@ def components(model: ModelConfig) -> dict[str, Count]:
     if cross:
         on_tokens = 2 * t * d * d + 2 * t * CONDITION_TOKENS * d
         parts["cross_attention"] = Count(n * (on_tokens + 2 * CONDITION_TOKENS * d * d), n * (4 * d * d + 4 * d))
+    if model.qk_norm:
+        parts["qk_norms"] = Count(0, n * (2 if cross else 1) * 2 * (d // model.num_heads))
     if modulation:
         parts["modulation"] = Count(n * modulation * d * d, n * modulation * (d * d + d))
     else:

@@ -1,7 +1,7 @@
 """Training batches from a folder of latents, through Grain: a global batch is a function of (seed, step) and nothing else.
 
 Example positions run on for ever: global batch b is positions [b*B, (b+1)*B) of the shuffled, repeated records, a new order each
-epoch. Process r of n takes positions r, r+n, ... of a batch, so 1, 2 and 4 processes see the same records, and the noise and the
+epoch. A process takes the rows of a batch that its devices hold, so 1, 2 and 4 processes see the same records, and the noise and the
 mirror of an example are keyed by its position, so they see the same latents too. Resuming needs the step alone.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import os
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -60,7 +61,7 @@ class LatentSource:
 
 
 def latent_batch(
-    order: grain.MapDataset, positions: range, seed: int, scale: float
+    order: grain.MapDataset, positions: Sequence[int], seed: int, scale: float
 ) -> tuple[Float32[np.ndarray, "B h w C"], Int32[np.ndarray, "B"]]:
     """Scaled latents and labels of the examples at `positions` of the infinite `order` of records.
 
@@ -79,25 +80,23 @@ def latent_batch(
 
 
 class LatentDataset:
-    """`batch(step)` gives this process's rows of the global batch of that step, prepared ahead on background threads."""
+    """`batch(step)` gives this process's `rows` of the global batch of that step (all of them if `None`), prepared ahead on threads."""
 
     def __init__(
         self,
         path: str | Path,
         batch_size: int,
         seed: int,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: Int32[np.ndarray, "R"] | None = None,
         *,
         verify: bool = True,
         prefetch: int = 2,
     ):
-        if batch_size < 1 or batch_size % process_count:
-            raise UserError(
-                f"batch_size {batch_size} cannot be split over {process_count} processes; expected a multiple"
-            )
-        if not 0 <= process_index < process_count:
-            raise UserError(f"process_index {process_index} is not in 0..{process_count - 1}")
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}: expected a positive whole number")
+        self._rows = np.arange(batch_size) if rows is None else np.asarray(rows)
+        if not len(self._rows) or self._rows.min() < 0 or self._rows.max() >= batch_size:
+            raise UserError(f"rows {self._rows.tolist()} are not among the 0..{batch_size - 1} of a batch")
         if not 0 <= seed < 2**32:
             raise UserError(f"seed {seed} is out of range; expected 0 to {2**32 - 1}")
         folder, self.manifest = open_latents(path, verify=verify)
@@ -107,10 +106,9 @@ class LatentDataset:
         source = LatentSource(folder, self.manifest)
         self._order = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
         self.batch_size, self.seed, self._scale = batch_size, seed, settings.latent_scale
-        self._process = (process_index, process_count)
         self._prefetch = prefetch
         # Each record costs more interpreter time than waiting, so more threads than a few only get in each other's way.
-        self._threads = max(1, min(4, (os.cpu_count() or 1) // 2, batch_size // process_count))
+        self._threads = max(1, min(4, (os.cpu_count() or 1) // 2, len(self._rows)))
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="latents")
         self._pending: dict[int, list[Future]] = {}
 
@@ -118,10 +116,9 @@ class LatentDataset:
         """Records in one epoch."""
         return self.manifest.records
 
-    def positions(self, step: int) -> range:
+    def positions(self, step: int) -> list[int]:
         """The global example positions of this process's rows at `step`."""
-        index, count = self._process
-        return range(step * self.batch_size + index, (step + 1) * self.batch_size, count)
+        return (step * self.batch_size + self._rows).tolist()
 
     def batch(self, step: int) -> tuple[Float32[np.ndarray, "B h w C"], Int32[np.ndarray, "B"]]:
         """Latents, already multiplied by the scale, and labels; a pure function of the step."""

@@ -153,3 +153,12 @@ def put_batch(
 
     images, labels = batch
     return put(images), put(labels)
+
+
+def here(tree: PyTree) -> PyTree:
+    """The whole of every array of a tree on this process's own devices; all processes have to call it together."""
+    if all(leaf.is_fully_addressable for leaf in jax.tree.leaves(tree) if isinstance(leaf, Array)):
+        return tree
+    mesh = next(leaf.sharding.mesh for leaf in jax.tree.leaves(tree))
+    gathered = jax.jit(lambda same: same, out_shardings=whole(mesh))(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), gathered)

@@ -6,16 +6,17 @@ compile about as fast as 12.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, assert_never
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from dit.blocks import make_block, make_final_layer
-from dit.compute import Compute
+from dit.compute import Compute, cast_params
 from dit.config import ModelConfig
 from dit.layers import ONE_DEVICE, LabelEmbedding, TimestepEmbedding, dense, linear, position_embedding
 
@@ -115,3 +116,18 @@ def _recomputed(body: Callable, compute: Compute) -> Callable:
             return jax.checkpoint(body, prevent_cse=False)
         case _:
             assert_never(compute.remat)
+
+
+def applied(config: ModelConfig, compute: Compute, platform: str) -> Callable[[PyTree, Array, Array, Array], Array]:
+    """The model as a function `(params, x, t, y) -> output` of float32 parameters, in either precision.
+
+    In float32 its products are truly float32 everywhere: a TPU would otherwise round their factors to bfloat16, a GPU to TF32.
+    """
+    graph, _ = nnx.split(nnx.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0), compute=compute)))
+    exact = "highest" if compute.precision == "float32" and platform != "cpu" else None
+
+    def model(params: PyTree, x: Array, t: Array, y: Array) -> Array:
+        with jax.default_matmul_precision(exact) if exact else contextlib.nullcontext():
+            return nnx.merge(graph, cast_params(params, compute.dtype))(x, t, y)
+
+    return model

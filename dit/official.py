@@ -47,6 +47,8 @@ def _get(tree: Tree, path: tuple[str, ...]) -> np.ndarray:
 def _require_adaln_zero(config: ModelConfig) -> None:
     if config.block != "adaln_zero":
         raise UserError(f"block '{config.block}' has no official names: the release holds adaln_zero models only")
+    if config.qk_norm:
+        raise UserError("a model with qk_norm has no official names: the release holds models without it only")
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

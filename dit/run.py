@@ -16,6 +16,7 @@ from jaxtyping import PyTree
 
 from dit import store
 from dit.checkpoint import Checkpoints
+from dit.compute import Compute
 from dit.config import Evaluation, RunArguments, RunConfig
 from dit.data import Dataset, ImageDataset, load_images
 from dit.environment import environment
@@ -24,6 +25,7 @@ from dit.images import to_uint8
 from dit.loop import Diverged, steps_per_dispatch, train
 from dit.mesh import make_mesh
 from dit.mirror import Mirror
+from dit.model import applied
 from dit.rows import score_row
 from dit.sampling import Sampler
 from dit.scoring import Scorer, protocol_hash, scorer
@@ -78,7 +80,8 @@ class _Execution:
         self.meter = Meter(self.run, self.program.devices)
         self.checkpoints = Checkpoints(record.path / "checkpoints", self.run.hash)
         self.averages = Checkpoints(record.path / "ema", self.run.hash)
-        self.sampler = Sampler(self.program.model, self.run.model, self.run.diffusion, arguments.sample_batch_size)
+        float32 = applied(self.run.model, Compute(), self.program.devices[0].platform)
+        self.sampler = Sampler(float32, self.run.model, self.run.diffusion, arguments.sample_batch_size)
         self.judges = self._judges()
         self.dataset = self._dataset()
         self.mirror = Mirror(arguments.wandb, self.run, study, record.path, self._warn)
@@ -199,5 +202,6 @@ class _Execution:
         if self.run.data.is_latent:
             from dit.run_inputs import open_training_data
 
-            return open_training_data(self.run, self.arguments, self.record.path)
-        return ImageDataset(*load_images(self.run.data.name), self.run.batch_size, self.run.seed)
+            return open_training_data(self.run, self.arguments, self.record.path, self.program.rows)
+        images = load_images(self.run.data.name)
+        return ImageDataset(*images, self.run.batch_size, self.run.seed, self.program.rows)

@@ -9,6 +9,9 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Int32
+
 from dit.config import DataConfig, Evaluation, RunArguments, RunConfig
 from dit.decoding import Decoder, open_decoder
 from dit.errors import UserError
@@ -24,8 +27,10 @@ BATCH_SIZE = 64
 """Images per dispatch of the feature extractor."""
 
 
-def open_training_data(run: RunConfig, arguments: RunArguments, folder: Path) -> LatentDataset:
-    """The run's batches of latents; `folder` is the run's.
+def open_training_data(
+    run: RunConfig, arguments: RunArguments, folder: Path, rows: Int32[np.ndarray, " R"] | None = None
+) -> LatentDataset:
+    """The run's batches of latents, of which this process takes `rows`; `folder` is the run's.
 
     Raises:
         UserError: if there are none, a shard is damaged, they do not fit the run, or the run was begun on others.
@@ -44,7 +49,7 @@ def open_training_data(run: RunConfig, arguments: RunArguments, folder: Path) ->
         raise UserError(
             f"{arguments.data} holds other latents than this run was begun on: give those, or move {folder} away"
         )
-    return LatentDataset(arguments.data, run.batch_size, run.seed, verify=False)
+    return LatentDataset(arguments.data, run.batch_size, run.seed, rows, verify=False)
 
 
 def check_fit(manifest: Manifest, data: DataConfig, source: str) -> None:

@@ -146,7 +146,8 @@ def _batches(run: SampleRun, loaded: Loaded, sampler: Sampler, images: range) ->
 def protocol(run: SampleRun, decoder: Decoder | None) -> dict[str, Any]:
     """How the samples were drawn, by the names that `dit evaluate` reads."""
     names = ("sampler", "sampling_steps", "cfg_scale", "cfg_channels", "ema", "sample_seed")
-    return {**{name: getattr(run.drawn, name) for name in names}, "decoder": decoder_name(decoder)}
+    younger = {"precision": run.drawn.precision} if run.drawn.precision != "float32" else {}
+    return {**{name: getattr(run.drawn, name) for name in names}, **younger, "decoder": decoder_name(decoder)}
 
 
 def decoder_name(decoder: Decoder | None) -> str:

@@ -2,7 +2,7 @@
 
 Image `i` of a sampling seed has its own key; its label and all of its noise come from there. So an image does not change with the
 batch it is drawn in, and two models given the same seed start from the same noise and labels. Labels may be given instead. A batch is
-split over this process's devices.
+split over this process's devices. The whole chain is one compiled loop, guided images and their null halves one batch in it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32, Int32, PyTree
 
-from dit.config import DiffusionConfig, Evaluation, ModelConfig
+from dit.compute import Compute, best_attention, require_precision
+from dit.config import DiffusionConfig, Evaluation, ModelConfig, Precision
 from dit.diffusion import Model, guided, linear_schedule, respace, respaced_timesteps, sample, tables
+from dit.mesh import here
+from dit.model import applied
 
 
 class Drawn(NamedTuple):
@@ -28,10 +31,10 @@ class Drawn(NamedTuple):
 
 
 class Sampler:
-    """Draws from one model. Programs are kept per (sampler, guidance), so several respacings compile once.
+    """Draws from one model. Programs are kept per (sampler, guidance, precision), so several respacings compile once.
 
     Args:
-        apply: `(params, x, t, y) -> output`, as `dit.train.build` gives it.
+        apply: `(params, x, t, y) -> output` in float32, as `dit.model.applied` gives it; an evaluation in bfloat16 makes its own.
         batch_size: images per dispatch, rounded up to a multiple of the devices; the last batch is filled up, so that it compiles once.
     """
 
@@ -66,6 +69,7 @@ class Sampler:
         kept = respaced_timesteps(self._diffusion.timesteps, evaluation.sampling_steps, evaluation.sampler)
         table = tables(respace(schedule, kept), length=self._diffusion.timesteps)
         program = self._program(evaluation, labels is not None)
+        params = here(params)
         if self._whole is not None:
             params, table = jax.device_put((params, table), self._whole)
         for first in range(start, stop, self.batch_size):
@@ -79,8 +83,12 @@ class Sampler:
             yield Drawn(images[:count], seen[:count])
 
     def _program(self, evaluation: Evaluation, labelled: bool) -> Callable[..., tuple[Array, Array]]:
-        model, kind = self._model, (evaluation.sampler, evaluation.cfg_scale, evaluation.cfg_channels, labelled)
+        model, kind = (
+            self._model,
+            (evaluation.sampler, evaluation.cfg_scale, evaluation.cfg_channels, evaluation.precision, labelled),
+        )
         shape = (model.input_size, model.input_size, model.in_channels)
+        apply = self._applied(evaluation.precision)
 
         def program(params, table, num_steps, seed, indices, given=None):
             keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(jax.random.key(seed), index)))(indices)
@@ -89,7 +97,7 @@ class Sampler:
                 labels = jax.vmap(lambda key: jax.random.randint(key, (), 0, model.num_classes))(keys[:, 1])
 
             def unguided(x, t, y):
-                return self._apply(params, x, t, y)
+                return apply(params, x, t, y)
 
             denoise: Model = unguided
             if evaluation.cfg_scale != 1.0:
@@ -98,3 +106,12 @@ class Sampler:
             return images, labels.astype(jnp.int32)
 
         return self._programs.setdefault(kind, jax.jit(program))
+
+    def _applied(self, precision: Precision) -> Callable[[PyTree, Array, Array, Array], Array]:
+        """The model in a precision; refused on devices that do not have it."""
+        if precision == "float32":
+            return self._apply
+        device = jax.local_devices()[0]
+        require_precision(precision, device)
+        attention = best_attention(device, precision, self._model.hidden_size // self._model.num_heads)
+        return applied(self._model, Compute(precision, attention=attention), device.platform)

@@ -6,7 +6,6 @@ how a batch is split or accumulated, or over how many devices. `dit.loop` drives
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -22,12 +21,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dit import mesh as meshes
-from dit.compute import Compute, best_attention, cast_params, require_precision
+from dit.compute import Compute, best_attention, require_precision
 from dit.config import RunArguments, RunConfig
 from dit.data import Batch
 from dit.diffusion import Images, linear_schedule, tables, training_losses
 from dit.memory import choose_remat
-from dit.model import DiT
+from dit.model import DiT, applied
 from dit.optim import adamw, gradient_level, moving_average
 
 
@@ -148,7 +147,7 @@ def build(run: RunConfig, mesh: Mesh | None = None, arguments: RunArguments | No
     attention = best_attention(device, run.precision, run.model.hidden_size // run.model.num_heads)
     compute = Compute(run.precision, attention=attention, mesh=mesh)
     compute = dataclasses.replace(compute, remat=choose_remat(run, compute, arguments, device))
-    model, optimizer = apply(run, compute, device.platform), adamw(run.optim)
+    model, optimizer = applied(run.model, compute, device.platform), adamw(run.optim)
 
     def init() -> TrainState:
         _, params = nnx.split(DiT(run.model, rngs=nnx.Rngs(_keys(run.seed)[0])))
@@ -171,21 +170,6 @@ def build(run: RunConfig, mesh: Mesh | None = None, arguments: RunArguments | No
             on_mesh(steps, in_shardings=(places, stacked, stacked)),
         )
     return Program(run, model, *compiled, mesh, compute)
-
-
-def apply(run: RunConfig, compute: Compute, platform: str) -> Callable[[PyTree, Array, Array, Array], Array]:
-    """The run's model as a function of float32 parameters.
-
-    In float32 its products are truly float32 everywhere: a TPU would otherwise round their factors to bfloat16, a GPU to TF32.
-    """
-    graph, _ = nnx.split(nnx.eval_shape(lambda: DiT(run.model, rngs=nnx.Rngs(0), compute=compute)))
-    exact = "highest" if run.precision == "float32" and platform != "cpu" else None
-
-    def model(params: PyTree, x: Array, t: Array, y: Array) -> Array:
-        with jax.default_matmul_precision(exact) if exact else contextlib.nullcontext():
-            return nnx.merge(graph, cast_params(params, compute.dtype))(x, t, y)
-
-    return model
 
 
 def _step(

@@ -26,6 +26,7 @@ from jaxtyping import Array, PyTree
 
 from dit import diffusers_names, official
 from dit.checkpoint import Checkpoints, Corrupt, flatten
+from dit.compute import Compute
 from dit.config import (
     DataConfig,
     DiffusionConfig,
@@ -35,7 +36,7 @@ from dit.config import (
     from_json,
 )
 from dit.errors import UserError
-from dit.model import DiT
+from dit.model import DiT, applied
 from dit.official_config import Declared, check_positions, infer_data, infer_model
 from dit.store import SCHEMA_VERSION, read_json, write_json
 from dit.torch_pickle import read_tensors
@@ -59,9 +60,8 @@ class Loaded:
 
     @property
     def apply(self) -> Callable[[PyTree, Array, Array, Array], Array]:
-        """`(params, x, t, y) -> output`."""
-        graph, _ = _network(self.model)
-        return lambda params, x, t, y: nnx.merge(graph, params)(x, t, y)
+        """`(params, x, t, y) -> output`, in float32."""
+        return applied(self.model, Compute(), jax.default_backend())
 
 
 class _Reading(Checkpoints):

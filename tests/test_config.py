@@ -8,7 +8,7 @@ import jaxtyping
 import pytest
 
 from dit import config
-from dit.config import DATASETS, DiffusionConfig, Evaluation, ModelConfig, OptimConfig, RunConfig, model_config
+from dit.config import DATASETS, DiffusionConfig, Evaluation, Guard, ModelConfig, OptimConfig, RunConfig, model_config
 from dit.errors import UserError
 
 EVALUATION = Evaluation(step=100, features="digits", num_samples=64, sampling_steps=16)
@@ -33,9 +33,26 @@ def test_digest_is_sha256_of_canonical_json():
 
 
 def test_identity_holds_every_field_but_how_far_to_train_and_what_to_score():
-    everything, identity = leaves(dataclasses.asdict(a_run())), leaves(a_run().identity)
+    every = a_run(
+        model=model_config("adaln_zero", "S", 2, DATASETS["digits"], "nano", qk_norm=True),
+        precision="bfloat16",
+        guard=Guard(spike="skip"),
+    )
+    everything, identity = leaves(dataclasses.asdict(every)), leaves(every.identity)
     left_out = everything.keys() - identity.keys()
     assert left_out == {("steps",), ("evaluations",)}
+    assert identity.items() <= everything.items()
+
+
+def test_fields_younger_than_the_first_results_leave_their_identity_as_it_was():
+    assert a_run().hash == "cab477eab728"
+    assert not {"precision", "guard"} & a_run().identity.keys() and "qk_norm" not in a_run().identity["model"]
+    assert EVALUATION.key == "e5a8855b5037"
+    assert dataclasses.replace(EVALUATION, precision="bfloat16").key != EVALUATION.key
+
+
+def test_identity_is_json():
+    everything, identity = leaves(dataclasses.asdict(a_run())), leaves(a_run().identity)
     assert identity.items() <= everything.items()
     assert len(a_run().hash) == 12
     assert config.digest(json.loads(json.dumps(a_run().identity))) == a_run().hash
@@ -60,6 +77,11 @@ OTHER_RUNS = [
     a_run(diffusion=DiffusionConfig(timesteps=500)),
     a_run(optim=OptimConfig(learning_rate=1e-3)),
     a_run(optim=OptimConfig(ema_decay=0.99)),
+    a_run(precision="bfloat16"),
+    a_run(guard=Guard(nonfinite="skip")),
+    a_run(guard=Guard(spike="skip")),
+    a_run(guard=Guard(spike="skip", spike_factor=20.0)),
+    a_run(model=model_config("adaln_zero", "S", 2, DATASETS["digits"], "nano", qk_norm=True)),
 ]
 
 
@@ -129,7 +151,7 @@ def test_metric_is_fid_for_inception_alone_and_the_protocols_key_has_no_step():
     assert dataclasses.replace(EVALUATION, step=7).key == EVALUATION.key
     changes = [
         {"features": "mnist"}, {"num_samples": 65}, {"sampling_steps": 17}, {"sampler": "ddim"}, {"cfg_scale": 1.5},
-        {"cfg_channels": None}, {"ema": False}, {"decoder": "ft-mse"}, {"sample_seed": 1},
+        {"cfg_channels": None}, {"ema": False}, {"decoder": "ft-mse"}, {"sample_seed": 1}, {"precision": "bfloat16"},
     ]  # fmt: skip
     assert {name for change in changes for name in change} == {f.name for f in dataclasses.fields(Evaluation)} - {
         "step"

@@ -82,3 +82,17 @@ def test_batches_pair_images_with_their_labels_in_minus_one_to_one():
     np.testing.assert_allclose(images[:, 0, 0, 0], labels / 127.5 - 1, atol=1e-6)
     black_and_white = ImageDataset(np.array([0, 255], np.uint8).reshape(2, 1, 1, 1), np.zeros(2, np.int32), 2, 0)
     assert sorted(black_and_white.batch(0)[0].ravel()) == [-1.0, 1.0]
+
+
+def test_a_process_takes_its_rows_of_the_same_batches():
+    whole = dataset()
+    part = ImageDataset(
+        np.arange(SIZE).astype(np.uint8).reshape(-1, 1, 1, 1),
+        np.arange(SIZE, dtype=np.int32),
+        8,
+        0,
+        np.array([2, 3, 7], np.int32),
+    )
+    for step in (0, 3, 50):
+        for all_rows, some in zip(whole.batch(step), part.batch(step)):
+            np.testing.assert_array_equal(some, all_rows[[2, 3, 7]])

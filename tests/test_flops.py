@@ -26,11 +26,14 @@ CELLS = [
         model_config(block, "S", 2, IMAGENET, learn_sigma=False, class_dropout_prob=0.0, mlp_ratio=3.0)
         for block in BLOCKS
     ),
+    *(model_config(block, "S", 4, DATASETS["digits"], "nano", qk_norm=True) for block in BLOCKS),
 ]
 
 
 def name(model):
-    return f"{model.ladder}-{model.block}-{model.size}/{model.patch_size}@{model.input_size}"
+    return (
+        f"{model.ladder}-{model.block}-{model.size}/{model.patch_size}@{model.input_size}{'-qk_norm' * model.qk_norm}"
+    )
 
 
 def abstract(model, unroll=1):

@@ -34,6 +34,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="channels that guidance moves: 3 as in the paper's code, or all (default: 3)",
     )
     add("--sampler", choices=("ddpm", "ddim"), default="ddpm", help="default: ddpm")
+    add(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the model's products; scores of the two are not compared (default: float32)",
+    )
     add("--seed", type=int, default=0, help="of all noise and of random labels (default: 0)")
     add("--vae", type=Path, help="autoencoder that decodes latents: diffusers folder or weights file")
     add("--step", type=int, help="which of a run's checkpoints (default: the newest)")
@@ -152,6 +158,7 @@ def _drawn(args: argparse.Namespace) -> Any:
         cfg_scale=args.cfg_scale,
         cfg_channels=channels,
         sample_seed=args.seed,
+        precision=args.precision,
     )
 
 

@@ -1,0 +1,109 @@
+"""Several processes as one run: who they are, from flags or from the environment of what started them, and JAX's runtime among them.
+
+In order: flags; `DIT_COORDINATOR`, `DIT_NUM_PROCESSES` and `DIT_PROCESS_ID`, for whatever starts processes by hand; Ray Train, whose JAX
+trainer has joined them before this code runs; Slurm's job step; and a TPU pod's own metadata, which JAX reads. A process without any
+of them is alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dit.errors import UserError
+
+PORT = 12321
+TIMEOUT_S = 600
+"""A preempted gang does not come back all at once: JAX's default of 300 s has ended runs that were about to start."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes of one run. Of a TPU pod JAX finds out the rest: the numbers are then `None`."""
+
+    source: str
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+
+def detect(environment: Mapping[str, str], flags: Group | None = None) -> Group | None:
+    """Which processes to join; `None` for a process alone.
+
+    Raises:
+        UserError: for half a description, or numbers that do not fit.
+    """
+    if flags is not None:
+        return _checked(flags)
+    names = ("DIT_COORDINATOR", "DIT_NUM_PROCESSES", "DIT_PROCESS_ID")
+    given = [name for name in names if environment.get(name)]
+    if given:
+        if len(given) < len(names):
+            raise UserError(
+                f"{' and '.join(given)} without {' and '.join(sorted(set(names) - set(given)))}: set all three or none"
+            )
+        numbers = (_number(environment, name) for name in names[1:])
+        return _checked(Group("DIT_* variables", environment[names[0]], *numbers))
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", "1"))
+    if int(tasks) > 1 and "SLURM_PROCID" in environment:
+        host = _first_host(environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", "")))
+        port = PORT + int(environment.get("SLURM_JOB_ID", "0")) % 4096  # two jobs may share a node
+        return _checked(Group("Slurm", f"{host}:{port}", int(tasks), int(environment["SLURM_PROCID"])))
+    if "," in environment.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environment:
+        return Group("TPU pod")
+    return None
+
+
+def start(group: Group | None = None) -> int:
+    """Join the processes of this run, if it has several, before any device is touched; returns how many there are.
+
+    Raises:
+        UserError: if they do not come together in time.
+    """
+    import jax
+
+    if jax.distributed.is_initialized():  # by Ray Train's JAX trainer, or by a test
+        return jax.process_count()
+    group = detect(os.environ, group)
+    if group is None:
+        return 1
+    if os.environ.get("JAX_PLATFORMS", "") == "cpu":
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            group.coordinator, group.num_processes, group.process_id, initialization_timeout=TIMEOUT_S
+        )
+    except (RuntimeError, ValueError) as error:
+        where = f" at {group.coordinator}" if group.coordinator else ""
+        reason = " ".join(str(error).split())
+        raise UserError(f"the processes of this run ({group.source}) did not meet{where}: {reason}") from error
+    return jax.process_count()
+
+
+def _checked(group: Group) -> Group:
+    if None in (group.coordinator, group.num_processes, group.process_id):
+        raise UserError(
+            "a coordinator's address, the number of processes and this one's number go together: give all three"
+        )
+    coordinator, count, index = str(group.coordinator), int(group.num_processes or 0), int(group.process_id or 0)
+    if not re.fullmatch(r".+:[0-9]+", coordinator):
+        raise UserError(f"coordinator '{coordinator}': expected HOST:PORT")
+    if not 0 <= index < count:
+        raise UserError(f"process {index} of {count}: expected a number from 0 to {count - 1}")
+    return group
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    if not re.fullmatch("[0-9]+", environment[name]):
+        raise UserError(f"{name} is '{environment[name]}': expected a whole number")
+    return int(environment[name])
+
+
+def _first_host(nodes: str) -> str:
+    """First of Slurm's compressed list of nodes, such as gpu[003-006,9],cpu1."""
+    match = re.match(r"([^,\[]+)(?:\[([^\],-]+))?", nodes)
+    if not match:
+        raise UserError(f"Slurm's node list '{nodes}' names no host: give a coordinator's address")
+    return match[1] + (match[2] or "")

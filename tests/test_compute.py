@@ -1,0 +1,197 @@
+"""Precision, attention, rematerialisation and memory: what changes results, what only changes how they are computed, what is refused."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dit import memory
+from dit.compute import Compute, attend, best_attention, cast_params, require_precision
+from dit.config import BLOCKS, DATASETS, ModelConfig, RunArguments, RunConfig, model_config
+from dit.data import ImageDataset, load_images
+from dit.errors import UserError
+from dit.layers import layer_norm, normalize
+from dit.memory import activation_bytes, choose_remat, state_bytes
+from dit.model import DiT, applied
+from dit.topology import MeshShape
+from dit.train import build
+
+MODEL = ModelConfig("adaln_zero", 4, depth=2, hidden_size=32, num_heads=2, input_size=8, in_channels=1, num_classes=10)
+RUN = RunConfig(MODEL, DATASETS["digits"], steps=10, batch_size=8)
+XL = RunConfig(model_config("adaln_zero", "XL", 2, DATASETS["imagenet256"]), DATASETS["imagenet256"], steps=10)
+
+
+class Chip:
+    def __init__(self, platform="gpu", capability=None, kind="chip", limit=None):
+        self.platform, self.device_kind, self.limit = platform, kind, limit
+        if capability is not None:
+            self.compute_capability = capability
+
+    def memory_stats(self):
+        return None if self.limit is None else {"bytes_limit": self.limit}
+
+
+def numbers(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def parameters(model):
+    """Random ones, none of them zero."""
+    shapes = nnx.split(nnx.eval_shape(lambda: DiT(model, rngs=nnx.Rngs(0))))[1]
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.15, s.shape).astype(np.float32)), shapes)
+
+
+def outputs(compute, model=MODEL):
+    x, t, y = numbers(4, 8, 8, 1), np.array([0.0, 10, 500, 999], np.float32), np.array([0, 3, 9, 10], np.int32)
+    return jax.jit(applied(model, compute, "cpu"))(parameters(model), x, t, y)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_plain_attention_is_the_reference_of_xlas(precision):
+    dtype = Compute(precision).dtype
+    q, k, v = (jnp.asarray(numbers(2, 5, 3, 8, seed=s), dtype) for s in range(3))
+    ours, theirs = attend("plain", q, k, v), attend("xla", q, k, v)
+    assert ours.dtype == theirs.dtype == dtype
+    np.testing.assert_allclose(
+        ours.astype(jnp.float32), theirs.astype(jnp.float32), atol=1e-6 if precision == "float32" else 2e-2
+    )
+    np.testing.assert_allclose(outputs(Compute(attention="plain")), outputs(Compute()), atol=2e-5)
+
+
+def test_softmax_is_float32_under_bfloat16_inputs():
+    q = jnp.full((1, 1, 1, 8), 8.0, jnp.bfloat16)
+    k = jnp.stack([jnp.full((1, 1, 8), 8.0), jnp.full((1, 1, 8), 8.03125)], axis=1).astype(jnp.bfloat16)
+    v = jnp.asarray([0.0, 1.0], jnp.bfloat16).reshape(1, 2, 1, 1).repeat(8, axis=3)
+    gap = (
+        8 * 8 * (float(k[0, 1, 0, 0]) - float(k[0, 0, 0, 0])) / np.sqrt(8)
+    )  # a bfloat16 logit of 181 moves in steps of 1
+    for kind in ("plain", "xla"):
+        assert float(attend(kind, q, k, v)[0, 0, 0, 0]) == pytest.approx(1 / (1 + np.exp(-gap)), abs=5e-3)
+
+
+def test_normalisation_is_float32_under_bfloat16_inputs():
+    layer = layer_norm(64, nnx.Rngs(0), affine=True)
+    x = (300 + numbers(3, 64)).astype(jnp.bfloat16)  # its square has no digits left in bfloat16
+    normal = np.asarray(normalize(layer, jnp.asarray(x)).astype(jnp.float32))
+    exact = np.asarray(x, np.float64)
+    exact = (exact - exact.mean(1, keepdims=True)) / exact.std(1, keepdims=True)
+    np.testing.assert_allclose(normal, exact, atol=2e-2)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_bfloat16_is_the_same_model_within_its_own_rounding(block):
+    model = dataclasses.replace(MODEL, block=block, qk_norm=block == "in_context")
+    exact, rounded = outputs(Compute(), model), outputs(Compute("bfloat16"), model)
+    assert rounded.dtype == jnp.float32
+    error = np.abs(np.asarray(exact - rounded))
+    assert 1e-4 < error.max() / np.abs(exact).max() < 3e-2
+
+
+def test_parameters_moments_and_average_stay_float32_in_bfloat16():
+    run = dataclasses.replace(RUN, precision="bfloat16")
+    program, exact = build(run), build(RUN)
+    batch = ImageDataset(*load_images("digits"), 8, 0).batch(0)
+    state, metrics = program.step(program.init(), *batch)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {np.dtype("float32"), np.dtype("int32")}
+    assert metrics.loss.dtype == np.float32
+    reference = exact.step(exact.init(), *batch)[1]
+    assert float(metrics.loss) == pytest.approx(float(reference.loss), rel=2e-2)
+    assert float(metrics.loss) != float(reference.loss)
+
+
+def test_all_but_normalisations_is_cast():
+    model = dataclasses.replace(MODEL, block="cross_attention", qk_norm=True)
+    cast = cast_params(parameters(model), jnp.bfloat16)
+    dtypes = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.dtype
+        for path, leaf in jax.tree_util.tree_flatten_with_path(cast)[0]
+    }
+    kept = {name for name, dtype in dtypes.items() if dtype == np.float32}
+    assert {name.split("/")[-3] for name in kept} == {"norm", "norm1", "norm2", "norm_cross", "q_norm", "k_norm"}
+    assert all(dtype == jnp.bfloat16 for name, dtype in dtypes.items() if name not in kept)
+
+
+def test_query_key_normalisation_bounds_the_logits():
+    model = dataclasses.replace(MODEL, qk_norm=True)
+    params = parameters(model)
+    x, t, y = numbers(2, 8, 8, 1), np.array([5.0, 500], np.float32), np.array([0, 3], np.int32)
+    output = jax.jit(applied(model, Compute(), "cpu"))
+    before = output(params, x, t, y)
+    qkv = params["blocks"]["attention"]["qkv"]
+    for leaf in ("kernel", "bias"):  # queries and keys a hundred times larger: the same attention
+        value = qkv[leaf][...]
+        qkv[leaf][...] = value.at[..., : 2 * 32].multiply(100.0)
+    np.testing.assert_allclose(output(params, x, t, y), before, atol=1e-4)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_recomputing_changes_no_gradient(remat):
+    x, t, y = numbers(4, 8, 8, 1), np.array([0.0, 10, 500, 999], np.float32), np.array([0, 3, 9, 10], np.int32)
+
+    def gradient(remat):
+        model = applied(MODEL, Compute(remat=remat), "cpu")
+        return jax.jit(jax.grad(lambda params: jnp.sum(model(params, x, t, y) ** 2)))(parameters(MODEL))
+
+    for ours, theirs in zip(jax.tree.leaves(gradient(remat)), jax.tree.leaves(gradient("none"))):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * float(np.abs(theirs).max()))
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_each_policy_keeps_less_and_the_quick_bound_holds(block):
+    for run in (
+        dataclasses.replace(RUN, model=dataclasses.replace(MODEL, block=block)),
+        RunConfig(model_config(block, "S", 2, DATASETS["imagenet256"]), DATASETS["imagenet256"], steps=1),
+    ):
+        none, dots, full = (activation_bytes(run, Compute(remat=remat)) for remat in ("none", "dots", "full"))
+        assert full < dots < none < memory._at_most(run)
+        half = activation_bytes(run, Compute("bfloat16"))
+        assert 0.4 * none < half < 0.9 * none
+
+
+def test_full_recomputation_keeps_the_inputs_of_the_blocks_and_one_block():
+    tokens = 4 * XL.model.tokens * XL.model.hidden_size
+    kept = activation_bytes(XL, Compute(remat="full")) - activation_bytes(XL, Compute()) // XL.model.depth
+    assert XL.model.depth * tokens <= kept < 1.2 * XL.model.depth * tokens
+
+
+def test_the_least_recomputation_that_fits_is_chosen():
+    compute, chosen = Compute("bfloat16"), []
+    run = dataclasses.replace(XL, precision="bfloat16", batch_size=32)
+    for gib in (400, 60, 24):
+        chosen.append(choose_remat(run, compute, RunArguments(), Chip(), limit=gib * 2**30))
+    assert chosen == ["none", "dots", "full"]
+    assert choose_remat(run, compute, RunArguments(remat="dots"), Chip(), limit=400 * 2**30) == "dots"
+    assert choose_remat(run, compute, RunArguments(), Chip()) == "none"  # a device that does not say
+    assert choose_remat(run, compute, RunArguments(accumulate=32), Chip(limit=24 * 2**30)) == "none"
+
+
+def test_weights_that_do_not_fit_are_refused_in_one_line():
+    assert state_bytes(XL, MeshShape(fsdp=4)) == pytest.approx(675.1e6 * 20 / 4, rel=1e-3)
+    with pytest.raises(UserError, match=r"needs 12\.6 GiB a device .* chip has 8\.0 GiB: use more devices along fsdp"):
+        choose_remat(XL, Compute(), RunArguments(), Chip(limit=2**33))
+
+
+def test_cudnns_attention_is_taken_where_it_is_legal():
+    h100 = Chip(capability="9.0")
+    assert best_attention(h100, "bfloat16", 72) == "cudnn"
+    for device, precision, head_dim in (
+        (h100, "float32", 72),
+        (h100, "bfloat16", 18),
+        (h100, "bfloat16", 136),
+        (Chip(capability="7.5"), "bfloat16", 64),
+        (Chip("tpu"), "bfloat16", 64),
+        (jax.devices()[0], "bfloat16", 64),
+    ):
+        assert best_attention(device, precision, head_dim) == "xla"
+
+
+def test_bfloat16_is_refused_where_the_hardware_has_none():
+    with pytest.raises(UserError, match=r"bfloat16 on Tesla T4, which has none \(compute capability 7.5"):
+        require_precision("bfloat16", Chip(capability="7.5", kind="Tesla T4"))
+    for device in (Chip(capability="8.0"), Chip("tpu"), Chip("cpu"), Chip(capability="gfx90a")):
+        require_precision("bfloat16", device)
+    require_precision("float32", Chip(capability="7.5"))

@@ -1,0 +1,205 @@
+"""The loop: what is dispatched when, several steps at once, what the guard does, and how speed is reported."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from dit import loop
+from dit.config import DATASETS, Evaluation, Guard, ModelConfig, OptimConfig, RunArguments, RunConfig, model_config
+from dit.data import ImageDataset, load_images
+from dit.errors import UserError
+from dit.flops import macs
+from dit.loop import Dispatch, Diverged, GradientSpike, dispatches, steps_per_dispatch, train
+from dit.optim import adamw, gradient_level
+from dit.throughput import TIMINGS, Meter, peak_flops, utilisation
+from dit.train import build
+
+MODEL = ModelConfig("adaln", 4, depth=1, hidden_size=16, num_heads=2, input_size=8, in_channels=1, num_classes=10)
+RUN = RunConfig(MODEL, DATASETS["digits"], steps=40, batch_size=8, optim=OptimConfig(learning_rate=1e-3))
+DATA = ImageDataset(*load_images("digits"), 8, 0)
+
+
+class Scaled:
+    """Images of which one step's are far too large, or no numbers."""
+
+    def __init__(self, at, by):
+        self.at, self.by = at, by
+
+    def batch(self, step):
+        images, labels = DATA.batch(step)
+        return images * np.float32(self.by if step == self.at else 1), labels
+
+
+@pytest.fixture(scope="module")
+def program():
+    return build(RUN)
+
+
+def run_to(program, stop, data=DATA, block=10, **how):
+    rows = []
+    state = train(program, program.init(), data, stop, block, rows.append, **how)
+    return jax.device_get(state), rows
+
+
+def assert_same_bits(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def without_timings(rows):
+    return [{name: value for name, value in row.items() if name not in TIMINGS} for row in rows]
+
+
+def test_several_steps_at_once_are_bit_for_bit_the_steps_one_by_one(program):
+    one, rows = run_to(program, 25)
+    for length in (5, 10, 4):
+        several, others = run_to(program, 25, length=length)
+        assert_same_bits(several, one)
+        assert without_timings(others) == without_timings(rows)
+
+
+def test_dispatches_stay_at_multiples_and_never_cross_the_stop():
+    assert list(dispatches(0, 7, 3)) == [Dispatch(0, 3), Dispatch(3, 3), Dispatch(6, 1)]
+    assert list(dispatches(2, 7, 3)) == [Dispatch(2, 1), Dispatch(3, 3), Dispatch(6, 1)]
+    assert list(dispatches(4, 4, 3)) == []
+
+
+def test_short_steps_go_several_at_once_and_long_ones_alone():
+    nano = RunConfig(model_config("adaln", "S", 4, DATASETS["digits"], "nano"), DATASETS["digits"], 4000, 8)
+    xl = RunConfig(model_config("adaln", "XL", 2, DATASETS["imagenet256"]), DATASETS["imagenet256"], 4000)
+    arguments = RunArguments(log_every=50, checkpoint_every=1000)
+    assert steps_per_dispatch(nano, arguments, "cpu") == 10
+    assert steps_per_dispatch(xl, arguments, "cpu") == steps_per_dispatch(xl, arguments, "tpu") == 1
+    at_seven = dataclasses.replace(nano, evaluations=(Evaluation(7, "digits", 8),))
+    assert steps_per_dispatch(at_seven, arguments, "cpu") == 1
+    assert steps_per_dispatch(nano, dataclasses.replace(arguments, log_every=8), "cpu") == 8
+    assert steps_per_dispatch(nano, dataclasses.replace(arguments, steps_per_dispatch=3), "cpu") == 2
+    with pytest.raises(UserError, match="steps_per_dispatch is -1"):
+        RunArguments(steps_per_dispatch=-1)
+
+
+def test_the_host_never_waits_for_what_it_has_just_dispatched(program, monkeypatch):
+    events = []
+
+    class Watched:
+        def batch(self, step):
+            events.append(("batch", step))
+            return DATA.batch(step)
+
+    def step(state, images, labels):
+        events.append(("step", sum(name == "step" for name, _ in events)))
+        return program.step(state, images, labels)
+
+    def of_metrics(name, real):
+        def record(value):
+            events.append((name, None))
+            return real(value)
+
+        return record
+
+    fetch, wait = jax.device_get, jax.block_until_ready
+    monkeypatch.setattr(loop.jax, "device_get", of_metrics("fetch", fetch))
+    monkeypatch.setattr(loop.jax, "block_until_ready", of_metrics("wait", wait))
+    train(dataclasses.replace(program, step=step), program.init(), Watched(), 12, 3, lambda row: None)
+    order = [event for event in events if event[0] in ("step", "fetch")]
+    for block in (3, 6, 9):  # a block's metrics are fetched after the next block's first step has been dispatched
+        assert order.index(("step", block)) < [i for i, e in enumerate(order) if e[0] == "fetch"][block // 3 - 1]
+    for number in range(11):  # the next batch was ready before this step went out
+        assert events.index(("batch", number + 1)) < events.index(("step", number))
+    waits = [i for i, event in enumerate(events) if event[0] == "wait"]
+    assert sum(i > events.index(("step", 1)) for i in waits) == 12 - loop.IN_FLIGHT
+    first_waits = [events[i - 1] for i in waits[1:]]
+    assert all(event[0] in ("batch", "step", "fetch") for event in first_waits)
+
+
+def test_an_interrupted_loop_ends_between_dispatches_with_its_rows(program):
+    asked = []
+    state, rows = run_to(program, 30, length=5, interrupted=lambda step: asked.append(step) or step >= 15)
+    assert int(state.step) == 15 and asked == [0, 5, 10, 15]
+    assert [row["step"] for row in rows] == [10, 15]
+    assert_same_bits(state, run_to(program, 15)[0])
+
+
+def test_the_gradients_level_is_its_running_root_mean_square():
+    optim = OptimConfig(b2=0.9)
+    optimizer, params = adamw(optim), {"w": np.zeros(3, np.float32)}
+    state = optimizer.init(params)
+    assert np.isinf(gradient_level(state, optim))
+    squares = 0.0
+    for scale in (1.0, 2.0, 3.0):
+        gradient = {"w": np.float32(scale) * np.array([1.0, 2.0, 2.0], np.float32)}
+        _, state = optimizer.update(gradient, state, params)
+        squares = 0.9 * squares + 0.1 * (3 * scale) ** 2
+    assert float(gradient_level(state, optim)) == pytest.approx(np.sqrt(squares / (1 - 0.9**3)), rel=1e-5)
+
+
+@pytest.mark.parametrize("by", [40.0, np.nan])
+def test_a_skipped_step_leaves_everything_but_the_count(by):
+    guarded = build(dataclasses.replace(RUN, guard=Guard(nonfinite="skip", spike="skip")))
+    before, rows = run_to(guarded, 20, Scaled(20, by))
+    assert [row["skipped"] for row in rows] == [0, 0]
+    after, rows = run_to(guarded, 21, Scaled(20, by))
+    assert rows[-1]["skipped"] == 1 and rows[-1]["spikes"] == (1 if by == 40.0 else 0)
+    assert rows[-1]["loss"] is None  # of no step at all
+    assert_same_bits(after._replace(step=before.step), before)
+    whole, rows = run_to(guarded, 30, Scaled(20, by))
+    assert rows[-1]["skipped"] == 1 and np.isfinite(rows[-1]["loss"])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(whole))
+
+
+def test_a_spike_is_logged_by_default_and_stops_where_asked(program):
+    calm, rows = run_to(program, 30)
+    assert [row["spikes"] for row in rows] == [0, 0, 0] and rows[0]["skipped"] == 0
+    _, rows = run_to(program, 30, Scaled(20, 40.0))
+    assert [row["spikes"] for row in rows] == [0, 0, 1] and rows[2]["skipped"] == 0
+    strict = build(dataclasses.replace(RUN, guard=Guard(spike="stop")))
+    with pytest.raises(
+        GradientSpike, match=r"spike at step 21: gradient norm .* over 10 times its running level"
+    ) as error:
+        run_to(strict, 30, Scaled(20, 40.0))
+    assert isinstance(error.value, Diverged) and error.value.step == 21
+    assert_same_bits(run_to(strict, 30)[0], calm)
+
+
+def test_guards_that_are_none_are_refused():
+    for wrong in ({"nonfinite": "log"}, {"spike": "ignore"}, {"spike_factor": 1.0}, {"spike_factor": float("nan")}):
+        with pytest.raises(UserError):
+            Guard(**wrong)
+
+
+class Chip:
+    def __init__(self, device_kind):
+        self.device_kind = device_kind
+
+
+def test_utilisation_counts_two_operations_and_three_passes_and_is_unknown_rather_than_guessed():
+    run = RunConfig(
+        model_config("adaln_zero", "XL", 2, DATASETS["imagenet256"]),
+        DATASETS["imagenet256"],
+        1,
+        precision="bfloat16",
+    )
+    paper = utilisation(run, 5.7 * 256, [Chip("TPU v3")] * 256)  # v3-256, 5.7 steps a second (Sec. 5 of the paper)
+    assert paper == pytest.approx(2 * 3 * macs(run.model) * 5.7 * 256 / (128 * 123e12), rel=1e-9)
+    assert paper == pytest.approx(0.066, abs=5e-4)
+    assert utilisation(run, 600.0, [Chip("NVIDIA H200")]) == pytest.approx(0.432, abs=1e-3)
+    assert utilisation(run, 600.0, [Chip("NVIDIA H200"), Chip("abacus")]) == "unknown"
+    assert utilisation(dataclasses.replace(run, precision="float32"), 600.0, [Chip("TPU v4")]) == "unknown"
+    assert peak_flops("cpu", "float32") is None
+
+
+def test_rows_say_how_fast_training_is_and_what_share_of_the_time_it_got(program, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("dit.throughput.time.perf_counter", lambda: now[0])
+    meter = Meter(RUN, [Chip("cpu")])
+    meter.compiled(3.0)
+    now[0] = 110.0
+    row = meter.columns(steps=10, timed=9, seconds=4.5)
+    assert row == {"images_per_s": 9 * 8 / 4.5, "mfu": "unknown", "compile_s": 3.0, "goodput": pytest.approx(0.5)}
+    now[0] = 120.0
+    assert meter.columns(steps=20, timed=20, seconds=10.0)["goodput"] == pytest.approx(0.75)
+    assert meter.columns(steps=1, timed=0, seconds=1.0)["images_per_s"] is None
+    _, rows = run_to(program, 20)
+    assert set(TIMINGS) <= rows[0].keys() and rows[0]["mfu"] == "unknown"
