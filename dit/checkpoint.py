@@ -6,126 +6,266 @@ a checkpoint that fails is renamed to `<step>.corrupt-<n>` and the newest sound 
 
     FOLDER/<step>/arrays/...       Orbax's files, one array per path of the tree
     FOLDER/<step>/manifest.json    identity of the run, step, sha256 of each file, and a digest of the manifest itself
+
+Saving holds up training only until the arrays are copied from the devices; a thread does the rest. Of several processes each writes its
+own shards, and process 0 alone hashes, renames and deletes.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
 
-from dit.config import digest
+from dit import manifest
 from dit.errors import UserError
-from dit.store import SCHEMA_VERSION
+from dit.manifest import Corrupt
+from dit.processes import Absent, Processes, absentees
+from dit.store import Fence, no_fence
 
 Tree = TypeVar("Tree")
 
 
-class Corrupt(Exception):
-    """A checkpoint whose files are not what its manifest says."""
-
-
 class Checkpoints:
-    """The checkpoints of one run in one folder; `identity` is the run's hash.
-
-    Opening it clears what a killed writer left unfinished, so only the one writer of the run may open it for writing.
-    """
+    """The checkpoints of one run in one folder, for reading; `identity` is the run's hash. Another process may be writing them."""
 
     def __init__(self, folder: Path, identity: str):
         self.folder, self.identity = folder, identity
-        for left in folder.glob(".*.writing-*"):
-            shutil.rmtree(left)
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, oldest first."""
         return sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())
 
-    def save(self, step: int, tree: Any) -> None:
-        """Write the tree's arrays as the checkpoint of `step`, whole or not at all. An existing one is kept."""
-        final = self.folder / f"{step:08d}"
-        if final.exists():
-            return
-        beside = self.folder / f".{final.name}.writing-{os.getpid()}"
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((beside / "arrays").absolute(), flatten(tree))
-        files = {str(path.relative_to(beside)): _sha256(path, sync=True) for path in _files(beside)}
-        manifest = {"schema_version": SCHEMA_VERSION, "identity": self.identity, "step": step, "files": files}
-        manifest["digest"] = digest(manifest)
-        path = beside / "manifest.json"
-        with open(path, "w", encoding="utf8") as file:
-            json.dump(manifest, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(beside, final)
-        _sync_folder(self.folder)
-
     def restore(self, step: int, like: Tree) -> Tree:
         """The tree saved at `step`, in the structure of `like` (whose leaves are arrays or their shapes and dtypes).
 
+        Leaves come back under the shardings that those of `like` have, whatever devices saved them, or else on the default device,
+        bound to it no more than fresh ones are: a program that was compiled for those serves them.
+
         Raises:
             Corrupt: if a file differs from its recorded hash, is missing, or is not in the manifest.
-            UserError: if the checkpoint is another run's, or of a newer schema.
+            UserError: if the checkpoint is another run's, of a newer schema, or holds other arrays than `like`.
         """
-        path = self.folder / f"{step:08d}"
-        self._verify(path)
-        abstract = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in flatten(like).items()}
-        with ocp.StandardCheckpointer() as checkpointer:
-            arrays = checkpointer.restore((path / "arrays").absolute(), abstract)
-        return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in abstract])
+        manifest.verify(self.path(step), self.identity)
+        return self._read(step, like)
+
+    def path(self, step: int) -> Path:
+        """The folder of that step's checkpoint."""
+        return self.folder / f"{step:08d}"
+
+    def _read(self, step: int, like: Tree, **options: Any) -> Tree:
+        leaves, place = flatten(like), (self.path(step) / "arrays").absolute()
+        device = SingleDeviceSharding(jax.local_devices()[0])
+        abstract = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or device)
+            for name, leaf in leaves.items()
+        }
+        with ocp.StandardCheckpointer(**options) as checkpointer:
+            held = checkpointer.metadata(place).item_metadata
+            for name in [*leaves, *held]:
+                expected, found = _form(leaves.get(name)), _form(held.get(name))
+                if expected != found:
+                    raise UserError(
+                        f"{self.path(step)} was written by another version: '{name}' is {found} there, expected {expected}; "
+                        "use that version, or move the folder away to train again"
+                    )
+            arrays = checkpointer.restore(place, abstract)
+        placed = [
+            arrays[name] if getattr(leaf, "sharding", None) else jax.device_put(np.asarray(arrays[name]))
+            for name, leaf in leaves.items()
+        ]
+        return jax.tree.unflatten(jax.tree.structure(like), placed)
+
+
+class CheckpointWriter(Checkpoints):
+    """The checkpoints of a run for the one worker that writes them; in several processes, all of them make it and save together.
+
+    Opening it makes the folder and clears what a killed writer left unfinished.
+
+    Args:
+        keep: how many of the newest to keep; None for all.
+        fence: raises if this process may not write to the run any more. Asked before anything is renamed or deleted.
+
+    Raises:
+        UserError: if the folder cannot be written, or holds another run's checkpoints.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: str,
+        keep: int | None = None,
+        fence: Fence = no_fence,
+        processes: Processes | None = None,
+    ):
+        super().__init__(folder, identity)
+        self.keep, self._fence, self._processes = keep, fence, processes or Processes()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._saving: Future[None] | None = None
+        if self._processes.leads:
+            self._open()
+        self._token = self._processes.tell("checkpoint token", secrets.token_hex(4))
+
+    def save(self, step: int, tree: Any) -> None:
+        """Copy the tree's arrays and return; a thread makes them the checkpoint of `step`, whole or not at all, and prunes.
+
+        A sound checkpoint of that step is kept as it is. A save that is under way is waited for.
+
+        Raises:
+            UserError: if an earlier save failed and nobody has been told yet, or the folder cannot be written.
+        """
+        self.wait()
+        if self._processes.tell("checkpoint is there", self._processes.leads and self._is_there(step)):
+            return
+        beside = self.folder / f".{step:08d}.writing-{self._token}"
+        self._processes.meet(f"the save of step {step}")
+        try:
+            if self._processes.leads:
+                shutil.rmtree(beside, ignore_errors=True)
+                beside.mkdir()
+            checkpointer = ocp.StandardCheckpointer(**self._processes.options("save"))
+            checkpointer.save((beside / "arrays").absolute(), flatten(tree))
+        except Exception as error:
+            raise self._explained(step, beside, error) from error
+        self._saving = self._thread.submit(self._publish, checkpointer, beside, step)
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether files are being written."""
+        return self._saving is not None and not self._saving.done()
+
+    def check(self) -> None:
+        """Raise what stopped a save in the background, once; return at once otherwise."""
+        if self._saving is not None and self._saving.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when no save is under way; raises as `check`."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Finish the save under way, and raise what stopped it unless something else is on its way already."""
+        self._thread.shutdown()
+        if kind is None:
+            self.wait()
+
+    def restore(self, step: int, like: Tree) -> Tree:
+        """As `Checkpoints.restore`; process 0 verifies for all."""
+        problem = None
+        if self._processes.leads:
+            try:
+                manifest.verify(self.path(step), self.identity)
+            except Corrupt as error:
+                problem = str(error)
+        problem = self._processes.tell("checkpoint problem", problem)
+        if problem is not None:
+            raise Corrupt(problem)
+        self._processes.meet(f"the checkpoint of step {step}")
+        return self._read(step, like, **self._processes.options("restore"))
 
     def restore_latest(self, like: Tree, warn: Callable[[str], None]) -> tuple[int, Tree] | None:
         """The newest sound checkpoint and its step, or None; corrupt ones are set aside and `warn` is told of each."""
-        for step in reversed(self.steps()):
+        for step in reversed(self._processes.tell("checkpoint steps", self.steps())):
             try:
                 return step, self.restore(step, like)
             except Corrupt as error:
-                self._quarantine(step)
+                self.set_aside(step)
                 warn(
                     f"the checkpoint of step {step} is corrupt and was set aside ({error}); falling back to the one before"
                 )
         return None
 
-    def prune(self, keep: int) -> None:
-        """Delete all but the newest `keep` checkpoints."""
-        for step in self.steps()[:-keep]:
-            shutil.rmtree(self.folder / f"{step:08d}")
-
-    def _quarantine(self, step: int) -> None:
-        path = self.folder / f"{step:08d}"
+    def set_aside(self, step: int) -> None:
+        """Rename a corrupt checkpoint, so that it counts no more."""
+        if not self._processes.leads:
+            return
+        path = self.path(step)
         taken = [int(other.name.rpartition("-")[2]) for other in self.folder.glob(f"{path.name}.corrupt-*")]
-        number = max(taken, default=-1) + 1
-        os.rename(path, path.with_name(f"{path.name}.corrupt-{number}"))
+        self._fence()
+        os.rename(path, path.with_name(f"{path.name}.corrupt-{max(taken, default=-1) + 1}"))
 
-    def _verify(self, path: Path) -> None:
+    def _open(self) -> None:
         try:
-            manifest = json.loads((path / "manifest.json").read_text(encoding="utf8"))
-            recorded = manifest.pop("digest")
-            version, identity, files = manifest["schema_version"], manifest["identity"], manifest["files"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Corrupt(f"unreadable manifest ({type(error).__name__}: {error})") from error
-        if digest(manifest) != recorded:
-            raise Corrupt("manifest.json has changed since it was written")
-        if version > SCHEMA_VERSION:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob(".*.writing-*"):
+                self._fence()
+                shutil.rmtree(left)
+            probe = self.folder / f".probe.writing-{secrets.token_hex(4)}"
+            probe.mkdir()
+            probe.rmdir()
+        except OSError as error:
             raise UserError(
-                f"{path} has schema version {version}, this version reads up to {SCHEMA_VERSION}: upgrade dit-scaling"
+                f"cannot write checkpoints in {self.folder} ({error.strerror}): make it a folder that can be written"
+            ) from error
+        for step in self.steps():
+            try:
+                manifest.check_identity(self.path(step), manifest.read(self.path(step)), self.identity)
+            except Corrupt:  # restoring it will tell
+                continue
+
+    def _is_there(self, step: int) -> bool:
+        if not self.path(step).exists():
+            return False
+        try:
+            manifest.verify(self.path(step), self.identity)
+        except Corrupt:
+            self.set_aside(step)
+            return False
+        return True
+
+    def _publish(self, checkpointer: ocp.StandardCheckpointer, beside: Path, step: int) -> None:
+        """The background's part of a save."""
+        try:
+            with checkpointer:
+                checkpointer.wait_until_finished()
+            if self._processes.leads:
+                manifest.seal(beside, self.identity, step)
+                self._fence()
+                os.rename(beside, self.path(step))
+                manifest.sync_folder(self.folder)
+                self._prune()
+        except Exception as error:
+            raise self._explained(step, beside, error) from error
+
+    def _prune(self) -> None:
+        for step in self.steps()[: -self.keep] if self.keep else []:
+            self._fence()
+            doomed = self.folder / f".{step:08d}.writing-pruned-{self._token}"
+            os.rename(self.path(step), doomed)  # it goes at once: half of one must not look like a checkpoint
+            shutil.rmtree(doomed)
+
+    def _explained(self, step: int, beside: Path, error: Exception) -> Exception:
+        """The error as the user should read it. What was written of the failed save gives its room back."""
+        if self._processes.leads:
+            shutil.rmtree(beside, ignore_errors=True)
+        if missing := absentees(error):
+            return Absent(
+                f"process {missing} of {self._processes.count} did not come to the save of step {step} within the deadline"
             )
-        if identity != self.identity:
-            raise UserError(f"{path} belongs to run {identity}, expected {self.identity}: move it away")
-        present = {str(file.relative_to(path)): file for file in _files(path) if file.name != "manifest.json"}
-        if present.keys() != files.keys():
-            raise Corrupt(f"files differ from the manifest: {sorted(present.keys() ^ files.keys())}")
-        for name, file in present.items():
-            if _sha256(file) != files[name]:
-                raise Corrupt(f"{name} has changed since it was written")
+        full = "RESOURCE_EXHAUSTED" in str(error) or "No space left" in str(error)
+        if full or isinstance(error, OSError):
+            reason = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
+            last = next(iter(self.steps()[-1:]), None)
+            kept = "there is no earlier one" if last is None else f"the one of step {last} is whole"
+            remedy = "make room" if full else "make it writable"
+            return UserError(
+                f"cannot write the checkpoint of step {step} in {self.folder}: {reason}; {kept}: {remedy} and run again"
+            )
+        return error
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -134,20 +274,5 @@ def flatten(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _sha256(path: Path, sync: bool = False) -> str:
-    with open(path, "rb") as file:
-        if sync:
-            os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _form(leaf: Any) -> str:
+    return "absent" if leaf is None else f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"

@@ -70,7 +70,8 @@ def attend(
     """softmax(q·k / sqrt(K))·v over the M keys, softmax in float32."""
     match kind:
         case "xla" | "cudnn":
-            return jax.nn.dot_product_attention(q, k, v, implementation=kind)
+            with jax.numpy_dtype_promotion("standard"):  # JAX raises bfloat16 logits to float32 implicitly
+                return jax.nn.dot_product_attention(q, k, v, implementation=kind)
         case "plain":
             logits = jnp.einsum("bthk,bmhk->bhtm", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
             return jnp.einsum("bhtm,bmhk->bthk", jax.nn.softmax(logits, axis=-1).astype(v.dtype), v)

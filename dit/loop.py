@@ -96,6 +96,7 @@ def train(
     length: int = 1,
     meter: Meter | None = None,
     interrupted: Callable[[int], bool] = lambda step: False,
+    carried: list[Metrics] | None = None,
 ) -> TrainState:
     """Advance `state` to step `stop`; `log` gets a row for every `block` steps (at multiples of it) and for the last ones.
 
@@ -106,17 +107,21 @@ def train(
         length: steps dispatched at once where they fit.
         meter: keeps time across calls; one of its own otherwise.
         interrupted: asked before each dispatch with the steps done; true ends the loop there, and the state returned says where.
+        carried: metrics of the steps before `state` that an interrupted call left without a row; they are taken into the first one, and
+            those that this call leaves take their place.
 
     Raises:
         Diverged: naming the step at which the guard stops the run.
     """
     run, start = program.run, int(state.step)
     meter = meter or Meter(run, program.devices)
-    rows = _Rows(run, block, log, meter, start)
+    carried = [] if carried is None else carried
+    rows = _Rows(run, block, log, meter, start, carried)
     batches = _Prefetched(program, dataset, dispatches(start, stop, math.gcd(length, block)))
     flying: deque[Metrics] = deque()
     while (group := batches.next_group()) is not None:
         if interrupted(group.first):
+            carried.extend(rows.interrupt())
             break
         called = time.perf_counter()
         advance = program.step if group.length == 1 else program.steps
@@ -166,9 +171,18 @@ class _Prefetched:
 class _Rows:
     """Collects metrics on the devices and logs a block of them once the next block is under way."""
 
-    def __init__(self, run: RunConfig, block: int, log: Callable[[dict[str, Any]], None], meter: Meter, start: int):
+    def __init__(
+        self,
+        run: RunConfig,
+        block: int,
+        log: Callable[[dict[str, Any]], None],
+        meter: Meter,
+        start: int,
+        carried: list[Metrics],
+    ):
         self._run, self._block, self._log, self._meter, self._start = run, block, log, meter, start
-        self._pending: list[Metrics] = []
+        self._pending, self._carried = carried[:], sum(np.size(metrics.loss) for metrics in carried)
+        carried.clear()
         self._finished: list[Metrics] = []
         self._step = start
         self.start_clock()
@@ -188,6 +202,13 @@ class _Rows:
         if self._step % self._block == 0:
             self._pending, self._finished = [], self._pending
 
+    def interrupt(self) -> list[Metrics]:
+        """Take out the steps whose block is not whole yet, once it is sure that none of them stops the run."""
+        left, self._pending = [_joined(self._pending)] if self._pending else [], []
+        if left:
+            _row(self._run, self._step, left[0])
+        return left
+
     def finish(self) -> None:
         last = self._finished or self._pending
         if last:
@@ -195,14 +216,19 @@ class _Rows:
 
     def _fetch(self, block: list[Metrics], step: int) -> None:
         """Fetch the metrics of the steps before `step` and log their row."""
-        parts = jax.device_get(block)
-        metrics = Metrics(
-            *(np.concatenate([np.atleast_1d(part[i]) for part in parts]) for i in range(len(Metrics._fields)))
-        )
+        metrics = _joined(block)
         now = time.perf_counter()
         row = _row(self._run, step, metrics)
-        self._log({**row, **self._meter.columns(len(metrics.loss), self._timed, now - self._clock)})
-        self._clock, self._timed = now, 0
+        steps = len(metrics.loss) - self._carried  # those of an earlier attempt took none of this one's time
+        self._log({**row, **self._meter.columns(steps, self._timed, now - self._clock)})
+        self._clock, self._timed, self._carried = now, 0, 0
+
+
+def _joined(block: list[Metrics]) -> Metrics:
+    """Fetched from the devices, one after the other."""
+    parts: Any = jax.device_get(block)
+    joined: Any = [np.concatenate([np.atleast_1d(part[i]) for part in parts]) for i in range(len(Metrics._fields))]
+    return Metrics(*joined)
 
 
 def _row(run: RunConfig, step: int, metrics: Metrics) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float32, Int32, PyTree
+from jaxtyping import Array, Int32, PyTree
 
 from dit.compute import BATCH_AXES
 from dit.errors import UserError
@@ -137,7 +137,7 @@ def local_rows(mesh: Mesh | None, batch_size: int) -> Int32[np.ndarray, " R"]:
 
 def put_batch(
     mesh: Mesh | None,
-    batch: tuple[Float32[np.ndarray, "..."], Int32[np.ndarray, "..."]],
+    batch: tuple[np.ndarray, np.ndarray],
     batch_size: int,
     stacked: bool = False,
 ) -> tuple[Array, Array]:

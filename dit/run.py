@@ -1,194 +1,264 @@
 """One run from its configuration to its rows: train, checkpoint, sample, score, and take up again what was interrupted.
 
 At every stop (an evaluation's step, a checkpoint's, the last) the state is saved before anything is scored, so a kill at any point
-costs at most the steps since the last stop, and what is done again gives the same bits.
+costs at most the steps since the last stop, and what is done again gives the same bits. All processes of a run go through this together.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jaxtyping import PyTree
 
 from dit import store
-from dit.checkpoint import Checkpoints
+from dit.checkpoint import CheckpointWriter
 from dit.compute import Compute
 from dit.config import Evaluation, RunArguments, RunConfig
 from dit.data import Dataset, ImageDataset, load_images
-from dit.environment import environment
 from dit.errors import UserError
-from dit.images import to_uint8
+from dit.journal import Journal, Report
+from dit.lease import PREEMPTED, Busy, Lease, LeaseLost, Observer, Stopped, claim, run_files
 from dit.loop import Diverged, steps_per_dispatch, train
+from dit.manifest import Corrupt
 from dit.mesh import make_mesh
-from dit.mirror import Mirror
 from dit.model import applied
-from dit.rows import score_row
+from dit.preemption import Preemption
+from dit.processes import Absent, Processes
+from dit.run_scores import Draws
 from dit.sampling import Sampler
 from dit.scoring import Scorer, protocol_hash, scorer
-from dit.store import MetricsWriter, RunStore
 from dit.throughput import Meter
-from dit.train import Program, TrainState, build
-
-KEPT_SAMPLES = 16
-"""Images kept of each evaluation, for the figures."""
-
-Report = Callable[[dict[str, Any]], None]
+from dit.train import Metrics, Program, TrainState, build
+from dit.watchdog import HANG_S, Watchdog
 
 
-def execute(folder: Path, study: str, run: RunConfig, arguments: RunArguments, report: Report) -> str:
-    """Bring one run of a study to its end and return its final state, `done` or `failed`.
+def execute(
+    folder: Path, study: str, run: RunConfig, arguments: RunArguments, report: Report, lease: Lease | None = None
+) -> str:
+    """Bring one run of a study to its end and return its state: `done`, `failed`, or `retryable` where it was stopped on request.
 
     A failure is recorded as a status with its reason, never raised; `report` is told of steps, scores and warnings as they come.
+    The run is written under `lease`, claimed here if none is given; its number is the attempt's. Of several processes all call this,
+    with a lease in process 0 at most; one of them that fails alone ends, since the others wait for it, and the run resumes.
+
+    Raises:
+        Busy: if another process holds the run.
+        LeaseLost: if another process has taken the run over; nothing was written after that.
     """
-    record = RunStore(folder, run)
-    with store.exclusive(record.path / ".lock"):
-        attempt = record.status()["attempt"] + 1
-        progress = {
-            **{key: value for key, value in record.status().items() if key in ("step", "loss")},
-            "attempt": attempt,
-        }
+    processes, listens = Processes(), lease is None
+    lease = _claim(folder, run, processes, lease)
+    watchdog = Watchdog(HANG_S if processes.count > 1 else 0.0)
+    with lease or contextlib.nullcontext(), contextlib.closing(watchdog):
+        journal = Journal(folder, study, run, arguments, report, lease, processes)
+        with Preemption(processes, lease, listens) as preemption, contextlib.closing(journal):
+            try:
+                execution = _opened(journal, run, arguments, processes, preemption, watchdog)
+                with execution:
+                    execution.finish()
+            except (LeaseLost, Absent):
+                raise
+            except Stopped:
+                journal.end(
+                    store.RETRYABLE, lease.stop if lease else PREEMPTED, reason=lease.stop if lease else PREEMPTED
+                )
+                return store.RETRYABLE
+            except Exception as error:  # whatever stops this cell, the others go on
+                shared = isinstance(error, UserError | Diverged)
+                if isinstance(error, Diverged):
+                    journal.progress["step"] = error.step
+                reason = " ".join((str(error) if shared else f"{type(error).__name__}: {error}").split())
+                journal.end(store.FAILED, reason=reason)
+                journal.event("failed", reason=reason)
+                if processes.count > 1 and not isinstance(error, Diverged | _Refused):
+                    raise
+                return store.FAILED
+            journal.end(store.DONE)
+            return store.DONE
+
+
+class _Refused(UserError):
+    """What all processes agreed not to begin."""
+
+
+def _claim(folder: Path, run: RunConfig, processes: Processes, lease: Lease | None) -> Lease | None:
+    """A lease for process 0, which may have one already, if nobody else has the run."""
+    busy = None
+    if processes.leads and lease is None:
+        place = store.RunStore(folder, run)
         try:
-            record.create()
-            store.write_json(record.path / f"environment-{attempt:04d}.json", environment())
-            record.set_status(store.RUNNING, **progress)
-            execution = _Execution(record, study, arguments, report, progress)
-            with contextlib.closing(execution.mirror):
-                execution.finish()
-        except Exception as error:  # whatever stops this cell, the others go on
-            reason = str(error) if isinstance(error, UserError | Diverged) else f"{type(error).__name__}: {error}"
-            if isinstance(error, Diverged):
-                progress["step"] = error.step
-            reason = " ".join(reason.split())
-            record.set_status(store.FAILED, **progress, reason=reason)
-            report({"event": "failed", "reason": reason})
-            return store.FAILED
-        record.set_status(store.DONE, **progress)
-        return store.DONE
+            lease = claim(run_files(place.path), run.run, Observer(), after=place.status()["attempt"])
+        except Busy as error:
+            busy = str(error)
+    busy = processes.tell("claim", busy)
+    if busy is not None:
+        raise Busy(busy)
+    return lease
+
+
+def _opened(journal: Journal, run: RunConfig, arguments: RunArguments, processes: Processes, *parts: Any) -> _Execution:
+    """Everything that the run needs, opened and checked before anything is compiled; refused in all processes if in one."""
+    execution, problem = None, None
+    try:
+        journal.begin()
+        execution = _Execution(journal, run, arguments, processes, *parts)
+    except UserError as error:
+        problem = str(error)
+    try:
+        processes.agree("the run is open", problem)
+    except UserError as error:
+        raise _Refused(str(error)) from error
+    assert execution is not None
+    return execution
 
 
 class _Execution:
     """The parts of one attempt, made once and used at every stop."""
 
-    def __init__(self, record: RunStore, study: str, arguments: RunArguments, report: Report, progress: dict[str, Any]):
-        self.record, self.run, self.study = record, record.run, study
-        self.arguments, self.report, self.progress = arguments, report, progress
-        self.program: Program = build(self.run, make_mesh(arguments.mesh), arguments)
-        self.meter = Meter(self.run, self.program.devices)
-        self.checkpoints = Checkpoints(record.path / "checkpoints", self.run.hash)
-        self.averages = Checkpoints(record.path / "ema", self.run.hash)
-        float32 = applied(self.run.model, Compute(), self.program.devices[0].platform)
-        self.sampler = Sampler(float32, self.run.model, self.run.diffusion, arguments.sample_batch_size)
+    def __init__(
+        self,
+        journal: Journal,
+        run: RunConfig,
+        arguments: RunArguments,
+        processes: Processes,
+        preemption: Preemption,
+        watchdog: Watchdog,
+    ):
+        self.journal, self.run, self.arguments = journal, run, arguments
+        self.preemption, self.watchdog = preemption, watchdog
+        self.program: Program = build(run, make_mesh(arguments.mesh), arguments)
+        self.meter = Meter(run, self.program.devices)
+        folder = journal.record.path
+        self.checkpoints = CheckpointWriter(
+            folder / "checkpoints", run.hash, arguments.keep_checkpoints, journal.fence, processes
+        )
+        self.averages = CheckpointWriter(folder / "ema", run.hash, None, journal.fence, processes)
+        float32 = applied(run.model, Compute(), self.program.devices[0].platform)
+        sampler = Sampler(float32, run.model, run.diffusion, arguments.sample_batch_size)
+        self.draws = Draws(sampler, processes, self._go_on)
         self.judges = self._judges()
         self.dataset = self._dataset()
-        self.mirror = Mirror(arguments.wandb, self.run, study, record.path, self._warn)
+
+    def __enter__(self) -> _Execution:
+        self.journal.open_mirror()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        for writer in (self.averages, self.checkpoints):
+            writer.__exit__(*raised)
 
     def finish(self) -> None:
         """Do what is missing: the steps, then at each stop the evaluations."""
-        state = self._restore()
-        for evaluation in self.record.missing_evaluations():
-            if evaluation.step < self.progress["step"]:
-                self._evaluate(evaluation, self._kept_average(evaluation, state))
+        with self.journal.timed("restore"):
+            state = self._restore()
+        for evaluation in self.journal.missing_evaluations():
+            if evaluation.step < self.step:
+                self._evaluate(evaluation, self._kept_average(evaluation))
         self._evaluate_now(state)
-        self.checkpoints.prune(self.arguments.keep_checkpoints)
+        carried = self._carried()
         length = steps_per_dispatch(self.run, self.arguments, self.program.devices[0].platform)
-        with contextlib.closing(MetricsWriter(self.record.path, self.progress["attempt"])) as metrics:
-            for stop in self._stops():
+        for stop in self._stops():
+            with self.journal.timed("train"):
                 state = train(
                     self.program,
                     state,
                     self.dataset,
                     stop,
                     self.arguments.log_every,
-                    lambda row: self._log(metrics, row),
+                    self.journal.log,
                     length=length,
                     meter=self.meter,
+                    interrupted=lambda step: self._must_stop(),
+                    carried=carried,
                 )
-                metrics.sync()
-                self._save(stop, state)
-                self._evaluate_now(state)
-                self.checkpoints.prune(self.arguments.keep_checkpoints)
+            self._save(int(state.step), state)
+            if int(state.step) < stop:
+                self.journal.keep_unfinished(self.step, carried[0]._asdict() if carried else {})
+                self._settle()
+                raise Stopped
+            self._evaluate_now(state)
+        self._settle()
+
+    @property
+    def step(self) -> int:
+        """Steps that training has done and that are saved, or being saved."""
+        return self.journal.progress["step"]
+
+    def _must_stop(self) -> bool:
+        """Asked at every step and every batch of samples: a sign of life, and the place where errors of the background come out."""
+        self.watchdog.feed()
+        self.averages.check()
+        self.checkpoints.check()
+        return self.preemption.reached()
+
+    def _go_on(self) -> None:
+        if self._must_stop():
+            self._settle()
+            raise Stopped
+
+    def _settle(self) -> None:
+        """Wait until everything saved is on disk."""
+        with self.journal.timed("save"):
+            self.averages.wait()
+            self.checkpoints.wait()
 
     def _restore(self) -> TrainState:
-        abstract = self.program.abstract()
-        restored = self.checkpoints.restore_latest(abstract, self._warn)
+        restored = self.checkpoints.restore_latest(self.program.abstract(), self.journal.warn)
         if restored is None:
-            self.progress["step"] = 0
+            self.journal.progress["step"] = 0
             return self.program.init()
-        self.progress["step"], state = restored
+        self.journal.progress["step"], state = restored
+        if self._is_scored(self.step):
+            self.averages.save(self.step, state.ema)  # the attempt before may have died between the two
         return state
+
+    def _carried(self) -> list[Metrics]:
+        """Metrics of the steps before this one that an attempt was stopped too early to log."""
+        kept: dict[str, Any] = self.journal.unfinished(self.step)
+        return [Metrics(**kept)] if kept else []
 
     def _stops(self) -> list[int]:
         every = self.arguments.checkpoint_every
         stops = {e.step for e in self.run.evaluations} | set(range(every, self.run.steps, every)) | {self.run.steps}
-        return sorted(stop for stop in stops if stop > self.progress["step"])
+        return sorted(stop for stop in stops if stop > self.step)
+
+    def _is_scored(self, step: int) -> bool:
+        return any(e.step == step for e in self.run.evaluations)
 
     def _save(self, step: int, state: TrainState) -> None:
-        if any(e.step == step for e in self.run.evaluations):
-            self.averages.save(step, state.ema)
-        self.checkpoints.save(step, state)
-        self.progress["step"] = step
-        self.record.set_status(store.RUNNING, **self.progress)
+        with self.journal.timed("save"):
+            self.averages.wait()  # no newer state replaces the one that an average is still in
+            if self._is_scored(step):
+                self.averages.save(step, state.ema)
+            self.checkpoints.save(step, state)
+        self.journal.stopped_at(step)
 
     def _evaluate_now(self, state: TrainState) -> None:
-        for evaluation in self.record.missing_evaluations():
-            if evaluation.step == self.progress["step"]:
+        for evaluation in self.journal.missing_evaluations():
+            if evaluation.step == self.step:
                 self._evaluate(evaluation, state.ema if evaluation.ema else state.params)
 
-    def _kept_average(self, evaluation: Evaluation, state: TrainState) -> PyTree:
-        if not evaluation.ema or evaluation.step not in self.averages.steps():
-            raise UserError(
-                f"no {'averaged' if evaluation.ema else 'raw'} weights are kept of step {evaluation.step}, which training has passed: "
-                "declare the evaluation before training, or move the run's folder away to train it again"
-            )
-        return self.averages.restore(evaluation.step, state.ema)
+    def _kept_average(self, evaluation: Evaluation) -> PyTree:
+        step = evaluation.step
+        if evaluation.ema and step in self.averages.steps():
+            try:
+                return self.averages.restore(step, self.program.abstract().ema)
+            except Corrupt as error:
+                self.averages.set_aside(step)
+                self.journal.warn(f"the averaged weights of step {step} are corrupt and were set aside ({error})")
+        raise UserError(
+            f"no {'averaged' if evaluation.ema else 'raw'} weights are kept of step {step}, which training has passed: "
+            "declare the evaluation before training, or move the run's folder away to train it again"
+        )
 
     def _evaluate(self, evaluation: Evaluation, params: PyTree) -> None:
-        self.report({"event": "score", "step": evaluation.step})
-        judge = self.judges.get(evaluation) or scorer(evaluation.features)
-        protocol = judge.protocol(self.run, evaluation)
-        score, images, labels = self._score(judge, evaluation, params)
-        row = score_row(self.run, self.study, evaluation, score, protocol_hash(protocol))
-        kept = self.record.samples_path(evaluation)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with open(kept, "wb") as file:
-            np.savez(file, images=images[:KEPT_SAMPLES], labels=labels[:KEPT_SAMPLES])
-        value = {"schema_version": store.SCHEMA_VERSION, "row": row, "protocol": protocol, "floor": judge.floor}
-        store.write_json(self.record.evaluation_path(evaluation), value)
-        self.mirror.log({key: row[key] for key in ("step", "train_gflops", evaluation.metric)})
-        self.report({"event": "scored", "step": evaluation.step, evaluation.metric: row[evaluation.metric]})
-
-    def _score(self, judge: Scorer, evaluation: Evaluation, params: PyTree) -> tuple[float, np.ndarray, np.ndarray]:
-        """The score, and the first images and labels at least. Decoded samples are too many to hold."""
-        batches = self.sampler.draw(params, evaluation, 0, evaluation.num_samples)
-        decoder = judge.decoder
-        if decoder is None:
-            drawn = list(batches)
-            images = to_uint8(np.concatenate([batch.images for batch in drawn]))
-            return judge.score(images), images, np.concatenate([batch.labels for batch in drawn])
-        first: list[tuple[np.ndarray, np.ndarray]] = []
-
-        def decoded() -> Iterator[np.ndarray]:
-            for batch in batches:
-                images = decoder.images(batch.images)
-                if sum(len(kept) for kept, _ in first) < KEPT_SAMPLES:
-                    first.append((images, batch.labels))
-                yield images
-
-        score = judge.score_batches(decoded())
-        return score, np.concatenate([images for images, _ in first]), np.concatenate([labels for _, labels in first])
-
-    def _log(self, metrics: MetricsWriter, row: dict[str, Any]) -> None:
-        metrics.write(row)
-        self.mirror.log(row)
-        self.progress["loss"] = row["loss"]
-        self.report({"event": "step", **row})
-
-    def _warn(self, message: str) -> None:
-        self.report({"event": "warning", "message": message})
+        self.journal.event("score", step=evaluation.step)
+        with self.journal.timed("score"):
+            judge = self.judges.get(evaluation) or scorer(evaluation.features)
+            protocol = judge.protocol(self.run, evaluation)
+            score, images, labels = self.draws.score(judge, evaluation, params)
+        self.journal.scored(evaluation, score, protocol, protocol_hash(protocol), judge.floor, images, labels)
 
     def _judges(self) -> dict[Evaluation, Scorer]:
         """Scorers that need files of the user's, opened before training: a missing one should not be noticed days later."""
@@ -196,12 +266,12 @@ class _Execution:
             return {}
         from dit.run_inputs import open_scorer
 
-        return {e: open_scorer(self.run, e, self.arguments) for e in self.record.missing_evaluations()}
+        return {e: open_scorer(self.run, e, self.arguments) for e in self.journal.missing_evaluations()}
 
     def _dataset(self) -> Dataset:
         if self.run.data.is_latent:
             from dit.run_inputs import open_training_data
 
-            return open_training_data(self.run, self.arguments, self.record.path, self.program.rows)
+            return open_training_data(self.run, self.arguments, self.journal.record.path, self.program.rows)
         images = load_images(self.run.data.name)
         return ImageDataset(*images, self.run.batch_size, self.run.seed, self.program.rows)

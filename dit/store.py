@@ -7,42 +7,64 @@
     DIR/runs/<run>/evals/<step>-<key>.json   one row of the results table with its protocol
     DIR/runs/<run>/samples/<step>-<key>.npz  the first samples of that evaluation (NHWC uint8, with labels)
     DIR/runs/<run>/status.json           state, step, loss, attempt, reason
+    DIR/runs/<run>/attempts/<n>.json     who holds the run and how attempts ended, see `dit.lease`
+    DIR/arguments.json                   how its runs are carried out: the arguments that workers take where theirs are silent
     DIR/runs/<run>/checkpoints/, ema/    see `dit.checkpoint`
 
 A whole file is written beside its place and renamed, so a reader never sees half of one; a torn last metrics line is dropped. An
-attempt that resumes logs some steps again: the highest attempt's row wins.
+attempt that resumes logs some steps again: the highest attempt's row wins. Before each write of a run's files its fence is asked
+whether this process still holds the run; a writer that has lost it raises `dit.lease.LeaseLost` and changes nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import re
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dit.config import Evaluation, RunConfig, from_json, to_json
 from dit.errors import UserError
+from dit.lease import Busy
 
 SCHEMA_VERSION = 1
 
 PLANNED, RUNNING, DONE, FAILED = "planned", "running", "done", "failed"
+RETRYABLE = "retryable"
+"""A run that stopped before its end and goes on from its last checkpoint when it is claimed again."""
+
+Fence = Callable[[], None]
+"""Raises `dit.lease.LeaseLost` if this process may not write to the run any more."""
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` whole or not at all: beside its place, synced, then renamed over it."""
+def no_fence() -> None:
+    """The fence of files that only one process ever writes."""
+
+
+def write_json(path: Path, value: Any, fence: Fence = no_fence) -> None:
+    """Write `value` whole or not at all: beside its place, synced, then, if the fence lets it, renamed over it."""
+    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(beside, "w", encoding="utf8") as file:
-        json.dump(value, file, indent=1, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with open(beside, "w", encoding="utf8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        fence()
+        os.replace(beside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(beside)
+        raise
 
 
 def read_json(path: Path) -> Any:
@@ -122,10 +144,6 @@ def load_study(folder: Path) -> Study:
     return Study(value["study"], value["doc"], tuple(from_json(run) for run in value["runs"]))
 
 
-class Busy(Exception):
-    """Another process holds the lock."""
-
-
 @contextlib.contextmanager
 def exclusive(path: Path, wait: bool = False) -> Iterator[None]:
     """Hold the lock file at `path`; the system lets it go when this process ends, however it ends.
@@ -142,23 +160,49 @@ def exclusive(path: Path, wait: bool = False) -> Iterator[None]:
         yield
 
 
-class RunStore:
-    """One run's folder. Readers may open it at any time; one worker writes it."""
+@contextlib.contextmanager
+def storage_errors(folder: Path) -> Iterator[None]:
+    """What the operating system refuses within, as the user should read it.
 
-    def __init__(self, study_folder: Path, run: RunConfig):
-        self.run = run
-        self.path = study_folder / "runs" / run.run
+    Raises:
+        UserError: naming the file, the reason and what to do.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        place, reason = error.filename or folder, os.strerror(error.errno)
+        remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
+        raise UserError(f"{place}: {reason}; what was saved in {folder} is whole: {remedy} and run again") from error
+
+
+class RunStore:
+    """One run's folder. Readers may open it at any time; the worker whose `fence` lets it pass writes it."""
+
+    def __init__(self, study_folder: Path, run: RunConfig, fence: Fence = no_fence):
+        self.run, self.fence = run, fence
+        self.path = run_folder(study_folder, run.run)
 
     def create(self) -> None:
-        """Make the folder, or check that it is this run's.
+        """Make the folder, or check that it is this run's; what a killed writer left half written is cleared.
 
         Raises:
-            UserError: if the folder's configuration is another run's.
+            UserError: if the folder's configuration is another run's, or its place is a link out of the study's folder.
         """
+        study_folder = self.path.parents[1].resolve()
+        if not self.path.resolve().is_relative_to(study_folder):
+            raise UserError(
+                f"{self.path} is a link to {self.path.resolve()}, outside the study's folder: put the folder itself there"
+            )
+        self.fence()
+        for pattern in (".*.json.*", "*/.*.npz.*", "evals/.*.json.*", "attempts/.[0-9]*.json.*"):
+            for unfinished in self.path.glob(pattern):
+                unfinished.unlink(missing_ok=True)
         path = self.path / "config.json"
         identity = {"schema_version": SCHEMA_VERSION, "hash": self.run.hash, **self.run.identity}
         if not path.exists():
-            write_json(path, identity)
+            write_json(path, identity, self.fence)
         elif (present := read_json(path)).get("hash") != self.run.hash or present != json.loads(json.dumps(identity)):
             raise UserError(f"{path} describes another run than {self.run.run}: move that folder away")
 
@@ -169,9 +213,8 @@ class RunStore:
 
     def set_status(self, state: str, **fields: Any) -> None:
         """Record a status: `state` with `step`, `attempt`, and `loss` or `reason` where there is one."""
-        write_json(
-            self.path / "status.json", {"schema_version": SCHEMA_VERSION, "state": state, "time": time.time(), **fields}
-        )
+        value = {"schema_version": SCHEMA_VERSION, "state": state, "time": time.time(), **fields}
+        write_json(self.path / "status.json", value, self.fence)
 
     def evaluation_path(self, evaluation: Evaluation) -> Path:
         """Where that evaluation's row is, or will be."""
@@ -200,10 +243,22 @@ class RunStore:
         return read_metrics(self.path)
 
 
+def run_folder(study_folder: Path, name: str) -> Path:
+    """The folder of the run of that name, which stays inside the study's.
+
+    Raises:
+        UserError: for a name that is no plain file name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise UserError(f"{name!r} is no run's name: expected letters, digits, '_', '.' and '-' alone")
+    return study_folder / "runs" / name
+
+
 def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
     """Rows that the attempts of one run logged, each step once (the highest attempt wins), torn last lines dropped."""
     rows: dict[int, dict[str, Any]] = {}
-    for path in sorted((run_folder / "metrics").glob("*.jsonl")):
+    paths = [path for path in (run_folder / "metrics").glob("*.jsonl") if path.stem.isdecimal()]
+    for path in sorted(paths, key=lambda path: int(path.stem)):
         for row in _lines(path):
             rows[row["step"]] = row
     return [rows[step] for step in sorted(rows)]
@@ -225,17 +280,21 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class MetricsWriter:
-    """Appends rows to one attempt's file, a line each, flushed as it goes and synced on `sync`."""
+    """Appends rows to one attempt's file, a line each, written whole in one call and synced on `sync`."""
 
-    def __init__(self, run_folder: Path, attempt: int):
+    def __init__(self, run_folder: Path, attempt: int, fence: Fence = no_fence):
         path = run_folder / "metrics" / f"{attempt:04d}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "ab")  # noqa: SIM115  # closed by close()
+        self._fence = fence
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115  # closed by close()
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row; it must hold `step`."""
-        self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        self._fence()
+        written = self._file.write(line)
+        if written != len(line):  # a full disk takes a part and refuses the rest
+            self._file.write(line[written:])
 
     def sync(self) -> None:
         """Make what was written survive a power cut."""

@@ -23,7 +23,6 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from dit import mesh as meshes
 from dit.compute import Compute, best_attention, require_precision
 from dit.config import RunArguments, RunConfig
-from dit.data import Batch
 from dit.diffusion import Images, linear_schedule, tables, training_losses
 from dit.memory import choose_remat
 from dit.model import DiT, applied
@@ -79,7 +78,7 @@ class Program:
         places = meshes.state_sharding(shapes, self.mesh)
         return jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, places)
 
-    def put(self, batch: Batch, stacked: bool = False) -> tuple[Array, Array]:
+    def put(self, batch: tuple[np.ndarray, np.ndarray], stacked: bool = False) -> tuple[Array, Array]:
         """This process's rows of a batch (or of several, stacked) on their way to the devices."""
         return meshes.put_batch(self.mesh, batch, self.run.batch_size, stacked)
 

@@ -25,7 +25,7 @@ from flax import nnx
 from jaxtyping import Array, PyTree
 
 from dit import diffusers_names, official
-from dit.checkpoint import Checkpoints, Corrupt, flatten
+from dit.checkpoint import Checkpoints, CheckpointWriter, flatten
 from dit.compute import Compute
 from dit.config import (
     DataConfig,
@@ -36,6 +36,7 @@ from dit.config import (
     from_json,
 )
 from dit.errors import UserError
+from dit.manifest import Corrupt
 from dit.model import DiT, applied
 from dit.official_config import Declared, check_positions, infer_data, infer_model
 from dit.store import SCHEMA_VERSION, read_json, write_json
@@ -62,13 +63,6 @@ class Loaded:
     def apply(self) -> Callable[[PyTree, Array, Array, Array], Array]:
         """`(params, x, t, y) -> output`, in float32."""
         return applied(self.model, Compute(), jax.default_backend())
-
-
-class _Reading(Checkpoints):
-    """Checkpoints that another process may be writing: opened without clearing anything away."""
-
-    def __init__(self, folder: Path, identity: str):
-        self.folder, self.identity = folder, identity
 
 
 def open_checkpoint(path: str | Path, step: int | None = None, declared: Declared = Declared()) -> Loaded:  # noqa: B008
@@ -143,7 +137,8 @@ def save_imported(loaded: Loaded, out: Path) -> None:
     beside = out.with_name(f".{out.name}.writing-{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
     try:
-        Checkpoints(beside / "ema", value["hash"]).save(0, loaded.params)
+        with CheckpointWriter(beside / "ema", value["hash"]) as writer:
+            writer.save(0, loaded.params)
         write_json(beside / "config.json", value)
         os.rename(beside, out)
     finally:
@@ -215,7 +210,7 @@ def _imported(path: Path, value: dict[str, Any]) -> Loaded:
         ) from error
     if digest({key: entry for key, entry in value.items() if key != "hash"}, 64) != identity:
         raise UserError(f"{path}/config.json was changed after it was written: import the file again")
-    params = _restore(_Reading(path / "ema", identity), 0, _network(model)[1], path)
+    params = _restore(Checkpoints(path / "ema", identity), 0, _network(model)[1], path)
     return Loaded(model, data, diffusion, params, None, source, sha256)
 
 
@@ -223,7 +218,7 @@ def _of_run(path: Path, value: dict[str, Any], step: int | None) -> Loaded:
     """The averaged weights of a run: those kept for an evaluation, or those within a training state."""
     fields = {name: entry for name, entry in value.items() if name not in ("schema_version", "hash")}
     run: RunConfig = from_json({**fields, "steps": 1})
-    averages, states = _Reading(path / "ema", run.hash), _Reading(path / "checkpoints", run.hash)
+    averages, states = Checkpoints(path / "ema", run.hash), Checkpoints(path / "checkpoints", run.hash)
     steps = sorted({*averages.steps(), *states.steps()})
     if not steps:
         raise UserError(f"{path} has no checkpoint yet: wait for its first, or train it with `dit sweep`")

@@ -55,7 +55,7 @@ class Progress:
         self._live = self._stream.isatty()
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """Take one event of `sweeps.local.run_cells`."""
+        """Take one event, see `sweeps.engine.Listener`."""
         match event["event"]:
             case "started":
                 self._under_way[event["worker"]] = (event["run"], "starting")
@@ -80,20 +80,18 @@ class Progress:
     def _finish(self, event: dict[str, Any]) -> None:
         self._under_way.pop(event["worker"], None)
         self._fraction[event["run"]] = 1.0
-        self._spent.append((work(self._runs[event["run"]]), time.monotonic() - self._began[event["run"]]))
+        began = self._began.pop(event["run"], None)
         if event["state"] == "done":
             self._finished += 1
-        else:
+            if began is not None:
+                self._spent.append((work(self._runs[event["run"]]), time.monotonic() - began))
+        elif event["state"] == "failed":
             self._failed += 1
         if not self._live:
             self._line(f"{event['run']} {event['state']}; {self._summary()}")
 
     def _message(self, event: dict[str, Any]) -> None:
-        text = (
-            event.get("reason")
-            or event.get("message")
-            or f"worker died (exit code {event.get('code')}), resuming the cell"
-        )
+        text = event.get("reason") or event.get("message") or f"worker died ({event.get('how')}), resuming the cell"
         self._clear()
         self._line(f"{event['event']}: {event.get('run', '')}: {text}")
 
@@ -102,7 +100,7 @@ class Progress:
         now = time.monotonic()
         remaining = {name: 1.0 - self._fraction.get(name, 0.0) for name in self._runs}
         if self._spent:
-            constant, rate = _fit(self._spent)
+            constant, rate = fit(self._spent)
             seconds = sum(part * (constant + rate * work(self._runs[name])) for name, part in remaining.items())
             return seconds / max(1, min(self._workers, sum(part > 0 for part in remaining.values())))
         total = sum(work(run) for run in self._runs.values())
@@ -142,7 +140,7 @@ class Progress:
         self._stream.flush()
 
 
-def _fit(spent: list[tuple[float, float]]) -> tuple[float, float]:
+def fit(spent: list[tuple[float, float]]) -> tuple[float, float]:
     """Seconds per cell and per Gflop, neither negative, by least squares over (Gflops, seconds)."""
     n = len(spent)
     x, y = (sum(pair[k] for pair in spent) / n for k in (0, 1))

@@ -1,37 +1,38 @@
-"""Run what is missing of a study: the declaration against what the folder already holds."""
+"""Run what is missing of a study: the declaration against the ledger, through whichever engine was chosen."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dit.config import RunArguments, RunConfig
-from dit.errors import UserError
-from dit.store import FAILED, Busy, RunStore, Study, check_study_folder, exclusive, read_json, save_study
-from sweeps.local import run_cells
+from dit.lease import LOST
+from dit.store import DONE, FAILED, Study, check_study_folder, exclusive, save_study
+from sweeps import arguments as run_arguments
+from sweeps import ledger as states
+from sweeps.engine import GONE, CellTask, Engine, Listener, Resources, worker_command
+from sweeps.ledger import Ledger, stops_without_progress
 from sweeps.progress import Progress, work
-
-ACCELERATORS = ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0", "/dev/kfd")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Cells asked for, and how many of them are done and failed now."""
+    """Cells asked for, and how many of them are now done, failed, cancelled, and held by workers that are not this sweep's."""
 
     cells: int
     done: int
     failed: int
+    cancelled: int = 0
+    elsewhere: int = 0
+    stopped: bool = False
 
 
-def default_workers() -> int:
-    """One worker per processor, eight at most; one in all where an accelerator is to be shared."""
-    if os.environ.get("JAX_PLATFORMS", "") != "cpu" and any(os.path.exists(path) for path in ACCELERATORS):
-        return 1
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(count, 8)
+EngineMaker = Callable[[Path, Listener], Engine]
 
 
 def sweep(
@@ -39,56 +40,142 @@ def sweep(
     runs: tuple[RunConfig, ...],
     folder: Path,
     arguments: RunArguments,
-    workers: int,
+    make_engine: EngineMaker,
+    needs: Callable[[RunConfig], Resources],
     retry_failed: bool,
     tell: Callable[[str], None],
+    detach: bool = False,
 ) -> Outcome:
     """Bring the chosen cells of a study to their end, the longest first; what is done already is not touched.
 
-    A cell that failed before is left failed unless `retry_failed`.
+    A cell that failed before is left failed unless `retry_failed`; one that another sweep's worker holds is left to it. With `detach`
+    the cells are only submitted, to an engine that outlives this process.
 
     Raises:
-        UserError: if the folder is another study's, a file, of a newer schema, or in use by another sweep.
+        UserError: if the folder is another study's, a file, or of a newer schema, or the engine refuses.
     """
     check_study_folder(folder, study.name)
+    with exclusive(folder / ".lock", wait=True):
+        save_study(folder, study)
+        run_arguments.save(folder, arguments)
+    ledger = Ledger(folder, study)
+    cells = ledger.cells(runs)
+    if retry_failed:
+        for cell in cells:
+            if cell.state == FAILED:
+                ledger.retry(cell.run)
+        cells = ledger.cells(runs)
+    missing = sorted((cell.run for cell in cells if cell.state not in states.ENDED), key=work, reverse=True)
+    stopped = False
+    if missing:
+        done = sum(cell.state == DONE for cell in cells)
+        progress = Progress(missing, done)
+        try:
+            engine = make_engine(folder, progress)
+            drive = _Drive(ledger, engine, missing, needs, progress)
+            stopped = drive.submit_all() if detach else drive.to_the_end()
+        finally:
+            progress.close()
+    elif failed := sum(cell.state == FAILED for cell in cells):
+        tell(f"{failed} failed before and were left so: --retry-failed runs them again")
+    now = [cell.state for cell in ledger.cells(runs)]
+    return Outcome(
+        len(now),
+        now.count(DONE),
+        now.count(FAILED),
+        now.count(states.CANCELLED),
+        sum(state in states.HELD for state in now),
+        stopped,
+    )
+
+
+class _Drive:
+    """Keeps an engine busy until every cell has ended, is another's, or is given up."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        engine: Engine,
+        runs: Sequence[RunConfig],
+        needs: Callable[[RunConfig], Resources],
+        listen: Listener,
+    ):
+        self.ledger, self.engine, self.listen, self.needs = ledger, engine, listen, needs
+        self.left = {run.run: run for run in runs}
+        self.signals = 0
+
+    def _task(self, run: RunConfig) -> CellTask:
+        needs = self.needs(run)
+        together = ("--distributed",) if needs.hosts > 1 else ()
+        return CellTask(run.run, worker_command(self.ledger.folder, run.run, options=together), needs)
+
+    def submit_all(self) -> bool:
+        """Submit and leave."""
+        try:
+            self.engine.submit([self._task(run) for run in self.left.values()])
+        finally:
+            self.engine.close()
+        return False
+
+    def to_the_end(self) -> bool:
+        """Submit, and again what stopped before its end; whether a signal ended it early."""
+        with _signals(self._on_signal):
+            try:
+                self.engine.submit([self._task(run) for run in self.left.values()])
+                while self.left and not self.signals:
+                    gone = [cell for cell, state in self.engine.poll().items() if state == GONE and cell in self.left]
+                    again = [self.left[cell] for cell in gone if self._is_to_run_again(self.left[cell])]
+                    if again:
+                        self.engine.submit([self._task(run) for run in again])
+                    self.listen({"event": "tick"})
+            finally:
+                self.engine.close()
+        return bool(self.signals)
+
+    def _is_to_run_again(self, run: RunConfig) -> bool:
+        """What the ledger says of a cell whose command is gone; one that has ended or is another's is let go."""
+        cell = self.ledger.cell(run)
+        if cell.state in states.ENDED:
+            del self.left[run.run]
+            return False
+        if cell.state in states.HELD and not self.ledger.is_free(run):
+            if self.ledger.observer.has_moved(run.run):
+                del self.left[run.run]
+            return False
+        kind, count = stops_without_progress(self.ledger.folder, run)
+        if kind == LOST and count >= states.MAX_DEATHS:
+            detail = self.engine.detail(run.run)
+            reason = f"its worker died {count} times without coming further" + (
+                f", last with {detail}" if detail else ""
+            )
+            if self.ledger.fail(run, reason):
+                self.listen({"event": "failed", "run": run.run, "reason": reason})
+                self.listen({"event": "finished", "run": run.run, "worker": -1, "state": FAILED})
+                del self.left[run.run]
+            return False
+        return True
+
+    def _on_signal(self, number: int) -> None:
+        self.signals += 1
+        if self.signals == 1:
+            message = "stopping: cells save their state first (once more ends them where they are)"
+            self.listen({"event": "warning", "message": message})
+        else:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def _signals(handle: Callable[[int], None]) -> Iterator[None]:
+    """Have SIGTERM and SIGINT handled so; only a process's main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: dict[int, Any] = {
+        number: signal.signal(number, lambda number, _frame: handle(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
-        with exclusive(folder / ".lock"):
-            save_study(folder, study)
-            records = [RunStore(folder, run) for run in runs]
-            done = {record.run.run for record in records if record.is_done()}
-            failed = {record.run.run for record in records if record.status()["state"] == FAILED}
-            left_out = set() if retry_failed else failed
-            missing = [run for run in runs if run.run not in done | left_out]
-            if missing:
-                missing.sort(key=work, reverse=True)
-                progress = Progress(missing, len(done))
-                try:
-                    run_cells(folder, study.name, missing, arguments, workers, progress)
-                finally:
-                    progress.close()
-            elif left_out:
-                tell(f"{len(left_out)} failed before and were left so: --retry-failed runs them again")
-            states = [record.is_done() for record in records]
-            now_failed = sum(record.status()["state"] == FAILED for record in records)
-            return Outcome(len(runs), sum(states), now_failed)
-    except Busy as error:
-        raise UserError(
-            f"another sweep is running in {folder}: wait for it, or watch it with `dit status {folder} --watch`"
-        ) from error
-
-
-def statuses(study: Study, folder: Path) -> list[dict[str, Any]]:
-    """Each cell's state, last step and loss, and best score so far under the first protocol that it declares for the metric."""
-    rows = []
-    for run in study.runs:
-        record = RunStore(folder, run)
-        status = record.status()
-        first = {e.metric: e.key for e in reversed(run.evaluations)}
-        best = {metric: _best(record, metric, key) for metric, key in sorted(first.items())}
-        rows.append({"run": run, "status": status, "best": best, "done": record.is_done()})
-    return rows
-
-
-def _best(record: RunStore, metric: str, key: str) -> float | None:
-    paths = [record.evaluation_path(e) for e in record.run.evaluations if (e.metric, e.key) == (metric, key)]
-    return min((read_json(path)["row"][metric] for path in paths if path.exists()), default=None)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -12,6 +12,7 @@ import pytest
 from synthetic_study import cells, write_run, write_study
 
 from dit.cli import MODULES, VERBS, main
+from dit.lease import Observer, claim, run_files
 from dit.rows import columns
 from dit.store import RUNNING, RunStore, Study, save_study, write_json
 
@@ -230,13 +231,15 @@ def test_a_plan_prints_its_bill_on_standard_error(capsys):
 
 @pytest.fixture
 def under_way(here):
-    """A study of two cells: one done, one failed, with a third under way and a fourth planned."""
+    """A study of four cells: one done, one failed, one held by this process, and one planned."""
     runs = cells(blocks=("adaln_zero",), sizes=("S", "B"), patches=(4, 2), sampling=(), steps=100)
     save_study(here / "out", Study("demo", "", runs))
     write_run(here / "out", "demo", runs[0], images=False)
     write_run(here / "out", "demo", runs[1], failed="the loss is gone", images=False)
-    RunStore(here / "out", runs[2]).set_status(RUNNING, step=25, attempt=1, loss=0.5)
-    return runs
+    record = RunStore(here / "out", runs[2])
+    record.set_status(RUNNING, step=25, attempt=1, loss=0.5)
+    with claim(run_files(record.path), runs[2].run, Observer()):
+        yield runs
 
 
 def test_the_status_as_json_has_the_documented_columns(under_way, capsys):
@@ -248,7 +251,8 @@ def test_the_status_as_json_has_the_documented_columns(under_way, capsys):
     assert [row["images_seen"] for row in rows] == [6400, 3200, 1600, 0]
     assert rows[2]["train_gflops"] == pytest.approx(3 * 1600 * rows[2]["gflops"], rel=1e-12)
     assert rows[1]["reason"] == "the loss is gone"
-    assert set(rows[0]) - set(columns(["fd_digits"])) == {"loss", "steps"}
+    more = {"loss", "steps", "images_per_s", "left_s", "attempts", "worker", "engine", "silent_s", "stale", "time"}
+    assert set(rows[0]) - set(columns(["fd_digits"])) == more
     scores = [value["row"]["fd_digits"] for value in RunStore(Path("out"), under_way[0]).evaluations()]
     assert rows[0]["fd_digits"] == min(scores)
     assert rows[3]["fd_digits"] is None
@@ -257,13 +261,16 @@ def test_the_status_as_json_has_the_documented_columns(under_way, capsys):
 def test_a_cell_that_misses_a_score_is_not_done(under_way, capsys):
     first = RunStore(Path("out"), under_way[0])
     first.evaluation_path(under_way[0].evaluations[0]).unlink()
-    assert rows_of(capsys, "status", "out", "--json")[0]["status"] == "running"
+    assert rows_of(capsys, "status", "out", "--json")[0]["status"] == "planned"
 
 
 def test_the_status_for_reading_counts_the_states(under_way, capsys):
     assert run("status", "out") == 0
     out, err = capsys.readouterr()
-    assert out.splitlines()[-1] == "1 of 4 done, 1 failed, 1 planned, 1 running"
+    assert out.splitlines()[-2:] == [
+        "1 of 4 done, 1 planned, 1 running, 1 failed, time left unknown",
+        f"last failure: {under_way[1].run} at step 50: the loss is gone",
+    ]
     assert "25/100" in out
     assert err == ""
 

@@ -22,7 +22,7 @@ DATA = ImageDataset(*load_images("digits"), 8, 0)
 
 
 class Scaled:
-    """Images of which one step's are far too large, or no numbers."""
+    """Images of which one step's are scaled, or no numbers."""
 
     def __init__(self, at, by):
         self.at, self.by = at, by
@@ -135,38 +135,48 @@ def test_the_gradients_level_is_its_running_root_mean_square():
     assert float(gradient_level(state, optim)) == pytest.approx(np.sqrt(squares / (1 - 0.9**3)), rel=1e-5)
 
 
-@pytest.mark.parametrize("by", [40.0, np.nan])
-def test_a_skipped_step_leaves_everything_but_the_count(by):
+def damaged(state):
+    """Its last layer a hundred times too large, as after a bad update: the loss leaps, and the gradient with it."""
+    state = jax.tree.map(jax.numpy.asarray, state)
+    kernel = state.params["final_layer"]["linear"]["kernel"]
+    kernel[...] = kernel[...] * 100.0
+    return state
+
+
+def test_skipped_steps_leave_everything_but_the_count(program):
     guarded = build(dataclasses.replace(RUN, guard=Guard(nonfinite="skip", spike="skip")))
-    before, rows = run_to(guarded, 20, Scaled(20, by))
+    calm, rows = run_to(guarded, 20)
     assert [row["skipped"] for row in rows] == [0, 0]
-    after, rows = run_to(guarded, 21, Scaled(20, by))
-    assert rows[-1]["skipped"] == 1 and rows[-1]["spikes"] == (1 if by == 40.0 else 0)
-    assert rows[-1]["loss"] is None  # of no step at all
-    assert_same_bits(after._replace(step=before.step), before)
-    whole, rows = run_to(guarded, 30, Scaled(20, by))
+    assert_same_bits(calm, run_to(program, 20)[0])
+    for start, data, spikes in ((calm, Scaled(20, np.nan), 0), (jax.device_get(damaged(calm)), DATA, 1)):
+        rows = []
+        state = jax.tree.map(jax.numpy.asarray, start)
+        after = train(guarded, state, data, 21, 10, rows.append)
+        assert (rows[-1]["skipped"], rows[-1]["spikes"], rows[-1]["loss"]) == (1, spikes, None)  # a mean of no step
+        assert int(after.step) == 21
+        assert_same_bits(jax.device_get(after)._replace(step=start.step), start)
+    whole, rows = run_to(guarded, 30, Scaled(23, np.nan))
     assert rows[-1]["skipped"] == 1 and np.isfinite(rows[-1]["loss"])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(whole))
 
 
 def test_a_spike_is_logged_by_default_and_stops_where_asked(program):
     calm, rows = run_to(program, 30)
-    assert [row["spikes"] for row in rows] == [0, 0, 0] and rows[0]["skipped"] == 0
-    _, rows = run_to(program, 30, Scaled(20, 40.0))
-    assert [row["spikes"] for row in rows] == [0, 0, 1] and rows[2]["skipped"] == 0
+    assert [(row["spikes"], row["skipped"]) for row in rows] == [(0, 0)] * 3
+    rows = []
+    train(program, damaged(calm), DATA, 31, 10, rows.append)
+    assert (rows[-1]["spikes"], rows[-1]["skipped"]) == (1, 0) and rows[-1]["loss"] > 10
     strict = build(dataclasses.replace(RUN, guard=Guard(spike="stop")))
-    with pytest.raises(
-        GradientSpike, match=r"spike at step 21: gradient norm .* over 10 times its running level"
-    ) as error:
-        run_to(strict, 30, Scaled(20, 40.0))
-    assert isinstance(error.value, Diverged) and error.value.step == 21
-    assert_same_bits(run_to(strict, 30)[0], calm)
+    message = r"spike at step 31: gradient norm .* over 10 times its running level"
+    with pytest.raises(GradientSpike, match=message) as error:
+        train(strict, damaged(calm), DATA, 40, 5, rows.append)
+    assert isinstance(error.value, Diverged) and error.value.step == 31
 
 
-def test_guards_that_are_none_are_refused():
-    for wrong in ({"nonfinite": "log"}, {"spike": "ignore"}, {"spike_factor": 1.0}, {"spike_factor": float("nan")}):
-        with pytest.raises(UserError):
-            Guard(**wrong)
+def test_a_spike_factor_that_every_step_exceeds_is_refused():
+    for factor in (1.0, float("nan")):
+        with pytest.raises(UserError, match=r"spike_factor is .*: expected a number above 1"):
+            Guard(spike_factor=factor)
 
 
 class Chip:
@@ -192,14 +202,15 @@ def test_utilisation_counts_two_operations_and_three_passes_and_is_unknown_rathe
 
 def test_rows_say_how_fast_training_is_and_what_share_of_the_time_it_got(program, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("dit.throughput.time.perf_counter", lambda: now[0])
-    meter = Meter(RUN, [Chip("cpu")])
-    meter.compiled(3.0)
-    now[0] = 110.0
-    row = meter.columns(steps=10, timed=9, seconds=4.5)
-    assert row == {"images_per_s": 9 * 8 / 4.5, "mfu": "unknown", "compile_s": 3.0, "goodput": pytest.approx(0.5)}
-    now[0] = 120.0
-    assert meter.columns(steps=20, timed=20, seconds=10.0)["goodput"] == pytest.approx(0.75)
-    assert meter.columns(steps=1, timed=0, seconds=1.0)["images_per_s"] is None
+    with monkeypatch.context() as patch:
+        patch.setattr("dit.throughput.time.perf_counter", lambda: now[0])
+        meter = Meter(RUN, [Chip("cpu")])
+        meter.compiled(3.0)
+        now[0] = 110.0
+        row = meter.columns(steps=10, timed=9, seconds=4.5)
+        assert row == {"images_per_s": 9 * 8 / 4.5, "mfu": "unknown", "compile_s": 3.0, "goodput": pytest.approx(0.5)}
+        now[0] = 120.0
+        assert meter.columns(steps=20, timed=20, seconds=10.0)["goodput"] == pytest.approx(0.75)
+        assert meter.columns(steps=1, timed=0, seconds=1.0)["images_per_s"] is None
     _, rows = run_to(program, 20)
     assert set(TIMINGS) <= rows[0].keys() and rows[0]["mfu"] == "unknown"

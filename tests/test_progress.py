@@ -160,7 +160,7 @@ def test_plain_lines_say_the_cell_under_way_every_ten_seconds_and_no_more_often(
     [
         ({"event": "failed", "reason": "the loss is gone"}, "the loss is gone"),
         ({"event": "warning", "message": "set aside"}, "set aside"),
-        ({"event": "died", "code": -9}, "-9"),
+        ({"event": "died", "how": "exit code -9"}, "worker died (exit code -9)"),
     ],
 )
 def test_what_went_wrong_is_said_at_once_with_the_run(clock, event, text):

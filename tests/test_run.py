@@ -1,9 +1,12 @@
 """One run to its end: rows, scores and status; and the same bits however often it is interrupted."""
 
 import contextlib
+import errno
 import functools
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,8 +16,9 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from dit import checkpoint, journal, lease, manifest
 from dit import run as product
-from dit.checkpoint import Checkpoints, flatten
+from dit.checkpoint import Checkpoints, CheckpointWriter, flatten
 from dit.config import DATASETS, Evaluation, OptimConfig, RunArguments, RunConfig, model_config, to_json
 from dit.rows import columns
 from dit.run import execute
@@ -39,7 +43,7 @@ def compiled_once(cache):
     compilation_cache.reset_cache()
     build, sampler = functools.cache(product.build), functools.cache(product.Sampler)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(product, "build", lambda run, *how: build(replace(run, evaluations=(), steps=1), *how))
+        patch.setattr(product, "build", lambda run, *_: build(replace(run, evaluations=(), steps=1)))
         patch.setattr(product, "Sampler", sampler)
         yield
     jax.config.update("jax_compilation_cache_dir", None)
@@ -166,10 +170,14 @@ def test_an_attempt_that_ends_at_every_kind_of_event_costs_nothing(tmp_path, who
 
 
 POINTS = [
-    ((Checkpoints, "save"), 1, False),
-    ((Checkpoints, "save"), 2, True),  # between the kept average of step 12 and the checkpoint
-    ((Checkpoints, "save"), 3, True),
-    ((Checkpoints, "prune"), 3, False),
+    ((CheckpointWriter, "save"), 1, False),
+    ((CheckpointWriter, "save"), 2, True),  # between the kept average of step 12 and the checkpoint
+    ((CheckpointWriter, "save"), 3, True),
+    ((manifest, "seal"), 2, False),
+    ((manifest, "seal"), 3, True),
+    ((os, "rename"), 3, False),
+    ((os, "rename"), 3, True),
+    ((checkpoint.shutil, "rmtree"), 6, False),
     ((product.store, "write_json"), 2, False),
     ((RunStore, "set_status"), 6, True),
     ((RunStore, "set_status"), 7, False),
@@ -304,13 +312,76 @@ def test_a_mirror_that_fails_is_one_warning_and_changes_nothing(tmp_path, monkey
 
 def test_a_failed_run_closes_its_mirror(tmp_path, monkeypatch):
     closed = []
-    monkeypatch.setattr(product.Mirror, "close", lambda mirror: closed.append(mirror))
+    monkeypatch.setattr(journal.Mirror, "close", lambda mirror: closed.append(mirror))
     monkeypatch.setattr(product, "scorer", lambda features: 1 / 0)
     assert finish(tmp_path) == "failed"
     assert len(closed) == 1
 
 
 def test_only_one_process_runs_a_cell(tmp_path):
-    with product.store.exclusive(RunStore(tmp_path, RUN).path / ".lock"), pytest.raises(product.store.Busy):
+    record = RunStore(tmp_path, RUN)
+    with lease.claim(lease.run_files(record.path), RUN.run, lease.Observer()), pytest.raises(lease.Busy):
         finish(tmp_path)
-    assert os.listdir(RunStore(tmp_path, RUN).path) == [".lock"]
+    assert os.listdir(record.path) == ["attempts"]
+
+
+@pytest.mark.parametrize("signals", [["SIGTERM"], ["SIGTERM", "SIGTERM"], ["SIGINT", "SIGINT"]], ids=" ".join)
+def test_a_signal_saves_at_the_next_step_and_nothing_is_lost(tmp_path, whole, signals):
+    """Between two rows, between two stops, and as a score begins; a second signal comes while the state is being saved."""
+    left, seen = [("step", 5), ("step", 20), ("score", 30)], []
+
+    def report(event):
+        seen.append(event)
+        if left and (event["event"], event.get("step")) == left[0]:
+            del left[0]
+            for name in signals:
+                signal.raise_signal(signal.Signals[name])
+
+    record, steps = RunStore(tmp_path, RUN), []
+    while finish(tmp_path, report=report) == "retryable":
+        status = record.status()
+        assert (status["state"], status["reason"]) == ("retryable", "preempted")
+        assert status["step"] == Checkpoints(record.path / "checkpoints", RUN.hash).steps()[-1]
+        steps.append(status["step"])
+    assert len(steps) == 3
+    assert 5 < steps[0] < 8
+    assert 20 < steps[1] < 24
+    assert steps[2] == 30
+    assert record_of(tmp_path) == record_of(whole[0])
+    logged = [event["step"] for event in seen if event["event"] == "step"]
+    assert logged == sorted({*STOPS, *range(5, 31, 5)})  # none twice, and none for the steps at which it was stopped
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_checkpoint_of_another_cell_is_refused_before_anything_is_compiled(tmp_path, whole, monkeypatch):
+    other = replace(RUN, seed=1)
+    place = RunStore(tmp_path, other).path / "ema"
+    shutil.copytree(RunStore(whole[0], RUN).path / "ema", place)
+    monkeypatch.setattr(product, "train", pytest.fail)
+    assert finish(tmp_path, other) == "failed"
+    reason = RunStore(tmp_path, other).status()["reason"]
+    assert reason == f"{place}/00000012 belongs to run {RUN.hash}, expected {other.hash}: move it away"
+    assert sorted(os.listdir(place)) == ["00000012", "00000030"]
+
+
+def test_an_average_whose_attempt_died_before_it_was_whole_is_saved_again(tmp_path, monkeypatch, whole):
+    with contextlib.suppress(Killed):
+        finish(tmp_path, report=dying(1, "scored"))
+    shutil.rmtree(RunStore(tmp_path, RUN).path / "ema" / "00000012")
+    assert finish(tmp_path) == "done"
+    assert record_of(tmp_path) == record_of(whole[0])
+
+
+def test_a_full_disk_fails_the_run_with_its_name_and_costs_only_steps(tmp_path, monkeypatch, whole):
+    with monkeypatch.context() as patch:
+
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr(manifest, "seal", full)
+        assert finish(tmp_path) == "failed"
+    reason = RunStore(tmp_path, RUN).status()["reason"]
+    assert "cannot write the checkpoint of step 8" in reason
+    assert "the disk is full; there is no earlier one: make room and run again" in reason
+    assert finish(tmp_path) == "done"
+    assert record_of(tmp_path) == record_of(whole[0])

@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import dit.sample_images
-from dit.checkpoint import Checkpoints
+from dit.checkpoint import CheckpointWriter
 from dit.cli import main
 from dit.config import BLOCKS, DATASETS, Evaluation, RunConfig, model_config
 from dit.decoding import Decoder, open_decoder
@@ -81,7 +81,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         record.create()
         shapes = jax.eval_shape(build(run).init).ema
         weights = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.2, leaf.shape).astype(np.float32)), shapes)
-        Checkpoints(record.path / "ema", run.hash).save(3, weights)
+        with CheckpointWriter(record.path / "ema", run.hash) as writer:
+            writer.save(3, weights)
     return folder
 
 

@@ -13,11 +13,15 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from analysis.results import results
-from dit.cli import main
-from dit.store import RunStore, exclusive, load_study, read_json, save_study
+from dit.errors import UserError
+from dit.lease import Observer, attempts, claim, run_files
+from dit.store import RunStore, load_study, read_json, save_study
 from dit.throughput import TIMINGS
+from sweeps import devices
+from sweeps.devices import default_workers
+from sweeps.ledger import Ledger
+from sweeps.status import status_rows
 from sweeps.study import declared
-from sweeps.sweep import default_workers, statuses
 
 pytestmark = pytest.mark.slow
 
@@ -39,9 +43,9 @@ def command(study, out, *options):
     return [sys.executable, "-m", "dit", "sweep", str(study), "--out", str(out), *OPTIONS, *options]
 
 
-def sweep(study, out, *options):
+def sweep(study, out, *options, **named):
     """A finished `dit sweep`."""
-    return subprocess.run(command(study, out, *options), capture_output=True, text=True, timeout=600)
+    return subprocess.run(command(study, out, *options), capture_output=True, text=True, timeout=600, **named)
 
 
 @contextlib.contextmanager
@@ -73,7 +77,7 @@ def times(folder):
     return {
         p: p.stat().st_mtime_ns
         for p in folder.rglob("*")
-        if p.is_file() and p.name != ".lock" and p.parent.name != "logs"
+        if p.is_file() and p.name != ".lock" and p.parent.name not in ("logs", "queues")
     }
 
 
@@ -192,52 +196,109 @@ def test_a_grown_study_runs_only_its_new_cells_and_a_failing_one_is_a_row(study,
     assert "1 failed before and were left so: --retry-failed runs them again" in again.stderr
     assert sweep(grown, out, "--retry-failed").returncode == 3
     assert [record.status()["attempt"] for record in records(grown, out)] == [1, 1, 1, 1, 2]
-    assert {path for path in before if times(out)[path] != before[path]} == {
-        records(grown, out)[4].path / "status.json"
-    }
+    again = records(grown, out)[4].path
+    assert {path for path in before if times(out)[path] != before[path]} == {again / "status.json"}
 
 
-def test_two_sweeps_do_not_share_a_folder(study, whole, tmp_path, capsys):
-    grown = tmp_path / "mine.py"
-    grown.write_text(GROWN)
-    before = times(whole[0])
-    with exclusive(whole[0] / ".lock"):
-        assert main(["sweep", str(grown), "--out", str(whole[0])]) == 2
-    out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    assert f"another sweep is running in {whole[0]}: wait for it" in err
-    assert times(whole[0]) == before
+def test_two_sweeps_share_a_folder_and_train_each_cell_once(study, whole, tmp_path):
+    out = tmp_path / "out"
+    with started(command(study, out), subprocess.PIPE) as one, started(command(study, out), subprocess.PIPE) as two:
+        last = [parent.communicate(timeout=600)[1].splitlines()[-1] for parent in (one, two)]
+        assert (one.returncode, two.returncode) == (0, 0)
+    assert all("of 3 done" in line for line in last)
+    assert "3 of 3 done" in last
+    for record in records(study, out):
+        assert [attempt.ended for attempt in attempts(run_files(record.path))] == ["done"]
+    assert_frame_equal(results(out), results(whole[0]), check_exact=True)
+
+
+def test_a_cell_that_another_worker_holds_is_left_to_it(study, tmp_path):
+    out = tmp_path / "out"
+    save_study(out, declared(str(study)))
+    first = records(study, out)[0]
+    with claim(run_files(first.path), first.run.run, Observer(), lease_s=6.0):
+        done = sweep(study, out, "--where", "seed == 0")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "0 of 1 done, 1 with other workers")
+    assert "died" not in done.stderr
 
 
 def test_a_cell_that_takes_every_worker_with_it_is_failed(study, tmp_path):
-    """A worker dies of a cell that another process holds; three times are enough."""
+    """A run folder whose samples cannot be made ends its worker from within: three times are enough."""
     out = tmp_path / "out"
-    first = records(study, out)[0]
-    save_study(out, declared(str(study)))
-    with exclusive(first.path / ".lock"):
-        done = sweep(study, out, "--where", "seed == 0")
+    killing = study.with_name("killing.py")
+    killing.write_text(study.read_text())
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import sys, os, signal\n"
+        "if 'worker' in sys.argv:\n"
+        "    import dit.store\n"
+        "    dit.store.RunStore.create = lambda record: os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{site}:{os.environ.get('PYTHONPATH', '')}"}
+    done = sweep(killing, out, "--where", "seed == 0", env=environment)
+    first = records(killing, out)[0]
     assert done.returncode == 3
-    assert done.stderr.count(f"died: {first.run.run}: ") == 3
-    assert "its worker died 3 times, last with exit code 1" in first.status()["reason"]
+    assert done.stderr.count(f"died: {first.run.run}: worker died (exit code -9)") == 3
+    reason = "its worker died 3 times without coming further, last with exit code -9"
+    assert first.status()["reason"] == reason
+    assert f"failed: {first.run.run}: {reason}" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("0 of 1 done, 1 failed")
 
 
-def test_statuses_tell_each_cells_best_score(study, whole):
-    first = statuses(declared(str(study)), whole[0])[0]
-    scores = [
-        read_json(path)["row"]["fd_digits"] for path in (RunStore(whole[0], first["run"]).path / "evals").iterdir()
-    ]
-    assert (first["best"], first["done"]) == ({"fd_digits": min(scores)}, True)
+def test_sigterm_saves_every_cell_and_exits_with_75(study, whole, tmp_path):
+    out = tmp_path / "out"
+    with started(command(study, out), subprocess.PIPE) as parent:
+        wait_for(lambda: under_way(study, out))
+        parent.send_signal(signal.SIGTERM)
+        _, err = parent.communicate(timeout=300)
+    assert parent.returncode == 75
+    assert err.splitlines()[-1].endswith("stopped, and saved: sweep again to go on")
+    states = [cell.state for cell in Ledger(out).cells()]
+    assert set(states) <= {"retryable", "planned", "done"}
+    assert "retryable" in states
+    assert sweep(study, out).returncode == 0
+    assert_frame_equal(results(out), results(whole[0]), check_exact=True)
 
 
-def test_an_accelerator_is_not_shared(monkeypatch, tmp_path):
+def test_the_status_tells_each_cells_best_score(study, whole):
+    first = status_rows(Ledger(whole[0]))[0]
+    folder = whole[0] / "runs" / first["run"] / "evals"
+    scores = [read_json(path)["row"]["fd_digits"] for path in folder.iterdir()]
+    assert (first["fd_digits"], first["status"]) == (min(scores), "done")
+
+
+def test_accelerators_are_divided_and_never_shared(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)), raising=False)
-    monkeypatch.setattr("sweeps.sweep.ACCELERATORS", (str(tmp_path),))
+    monkeypatch.setattr(devices, "DEV", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("JAX_PLATFORMS", "")
-    assert default_workers() == 1
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert default_workers() == 8
+    for name in ("nvidia10", "nvidia0", "nvidia9", "nvidia1", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert default_workers() == 4
+    two = devices.shares(2)
+    assert [share.environment for share in two] == [{"CUDA_VISIBLE_DEVICES": "0,9"}, {"CUDA_VISIBLE_DEVICES": "1,10"}]
+    assert two[0].cpus == tuple(range(0, 32, 2))
+    assert devices.shares(1)[0].environment == {}
+    with pytest.raises(UserError, match="--workers 5: expected at most one per accelerator, this machine has 4 GPUs"):
+        devices.shares(5)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-7,GPU-9")
+    assert [share.environment for share in devices.shares(2)] == [
+        {"CUDA_VISIBLE_DEVICES": "GPU-7"},
+        {"CUDA_VISIBLE_DEVICES": "GPU-9"},
+    ]
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert (default_workers(), devices.shares(2)[0].environment) == (8, {})
+
+
+def test_a_hosts_tpu_chips_are_one_workers_unless_they_are_asked_for_one_by_one(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    monkeypatch.setattr("sweeps.sweep.ACCELERATORS", (str(tmp_path / "none"),))
+    monkeypatch.setattr(devices, "DEV", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("JAX_PLATFORMS", "")
     assert default_workers() == 2
+    for number in range(4):
+        (tmp_path / f"accel{number}").touch()
+    assert (default_workers(), devices.shares(1)[0].environment) == (1, {})
+    assert [share.environment["TPU_VISIBLE_CHIPS"] for share in devices.shares(4)] == ["0", "1", "2", "3"]

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from test_torch_pickle import Global, StorageOf, write_archive
 
-from dit.checkpoint import Checkpoints, flatten
+from dit.checkpoint import CheckpointWriter, flatten
 from dit.cli import main
 from dit.config import DATASETS, RunConfig, model_config
 from dit.errors import UserError
@@ -247,10 +247,11 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory):
     def filled(value: float):
         return jax.tree.map(lambda leaf: jnp.full_like(leaf, value), state.ema)
 
-    averages, states = Checkpoints(record.path / "ema", run.hash), Checkpoints(record.path / "checkpoints", run.hash)
-    averages.save(1, filled(1.0))
-    averages.save(2, filled(2.0))
-    states.save(3, state._replace(ema=filled(3.0), params=filled(-1.0)))
+    with CheckpointWriter(record.path / "ema", run.hash) as averages:
+        averages.save(1, filled(1.0))
+        averages.save(2, filled(2.0))
+    with CheckpointWriter(record.path / "checkpoints", run.hash) as states:
+        states.save(3, state._replace(ema=filled(3.0), params=filled(-1.0)))
     (record.path / "ema" / ".00000009.writing-1").mkdir()
     return record.path
 

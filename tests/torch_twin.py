@@ -51,3 +51,75 @@ class TorchDiT(nn.Module):
             x = block(x, c)
         shift, scale = self.modulation(c).unsqueeze(1).chunk(2, dim=-1)
         return self.out(self.norm(x) * (1 + scale) + shift)
+
+
+class TorchTraining:
+    """The training step and the ancestral sampler of S on 32×32×4 latents in plain PyTorch: hybrid loss, AdamW, moving average."""
+
+    def __init__(self, patch: int, compiled: bool):
+        torch.manual_seed(0)
+        self.model = TorchDiT(12, 384, 6, patch, fused=True)
+        self.ema = [p.detach().clone() for p in self.model.parameters()]
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, weight_decay=0.0)
+        self.apply = torch.compile(self.model) if compiled else self.model
+        betas = torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)
+        acp = (1 - betas).cumprod(0)
+        previous = torch.cat([torch.ones(1, dtype=torch.float64), acp[:-1]])
+        variance = betas * (1 - previous) / (1 - acp)
+        columns = {
+            "signal": acp.sqrt(),
+            "noise": (1 - acp).sqrt(),
+            "log_betas": betas.log(),
+            "log_variance": torch.cat([variance[1:2], variance[1:]]).log(),
+            "of_start": betas * previous.sqrt() / (1 - acp),
+            "of_noisy": (1 - previous) * (1 - betas).sqrt() / (1 - acp),
+        }
+        self.table = {name: column.float()[:, None, None, None] for name, column in columns.items()}
+
+    def features(self, t):
+        angles = t[:, None].float() * torch.exp(-torch.arange(128) * (9.210340371976184 / 128))
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+    def predict(self, x, t, y):
+        """Noise and log-variance weight as images (B, 4, 32, 32)."""
+        patch, grid = self.model.patch_size, 32 // self.model.patch_size
+        tokens = self.apply(x, self.features(t), y)
+        out = tokens.reshape(len(x), grid, grid, patch, patch, 8).permute(0, 5, 1, 3, 2, 4).reshape(len(x), 8, 32, 32)
+        return out.chunk(2, dim=1)
+
+    def posterior(self, x, start, weight, t):
+        table = {name: column[t] for name, column in self.table.items()}
+        mean = table["of_start"] * start + table["of_noisy"] * x
+        fraction = (weight + 1) / 2
+        return mean, fraction * table["log_betas"] + (1 - fraction) * table["log_variance"], table["log_variance"]
+
+    def step(self, images, labels):
+        t = torch.randint(0, 1000, (len(images),))
+        noise = torch.randn_like(images)
+        labels = torch.where(torch.rand(len(images)) < 0.1, 1000, labels)
+        x = self.table["signal"][t] * images + self.table["noise"][t] * noise
+        epsilon, weight = self.predict(x, t, labels)
+        start = (x - self.table["noise"][t] * epsilon.detach()) / self.table["signal"][t]
+        mean, log_variance, _ = self.posterior(x, start, weight, t)
+        true_mean, _, true = self.posterior(x, images, weight.detach(), t)
+        kl = 0.5 * (
+            -1 + log_variance - true + (true - log_variance).exp() + (true_mean - mean) ** 2 * (-log_variance).exp()
+        )
+        loss = ((noise - epsilon) ** 2).mean() + kl.mean() / 0.6931471805599453
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            torch._foreach_mul_(self.ema, 0.9999)
+            torch._foreach_add_(self.ema, list(self.model.parameters()), alpha=1e-4)
+
+    @torch.no_grad()
+    def sample(self, count, steps):
+        x, y = torch.randn(count, 4, 32, 32), torch.randint(0, 1000, (count,))
+        for index in torch.linspace(999, 0, steps).round().long():
+            t = index.repeat(count)
+            epsilon, weight = self.predict(x, t, y)
+            start = (x - self.table["noise"][t] * epsilon) / self.table["signal"][t]
+            mean, log_variance, _ = self.posterior(x, start, weight, t)
+            x = mean + (index > 0) * (0.5 * log_variance).exp() * torch.randn_like(x)
+        return x

@@ -1,7 +1,8 @@
 """The `dit` command: one file per verb, imported only when that verb is asked for.
 
 The entry point ties the rooms together (`dit`, `experiments`, `sweeps`, `analysis`); nothing imports it. Results go to standard
-output, progress and messages to standard error. Exit codes: 0 done, 2 bad input (one line), 3 some cells failed.
+output, progress and messages to standard error. Exit codes: 0 done, 2 bad input (one line), 3 some cells failed, 75 stopped with the
+state saved.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ VERBS = {
     "flops": "count multiply-adds and parameters of every cell, beside the published values",
     "plan": "list a study's cells with parameters, Gflops, tokens and training compute, before anything runs",
     "sweep": "run what is missing of a study, and resume what was interrupted",
+    "worker": "work on a study's cells, claiming one after another; what every engine launches",
     "status": "show where a study stands, live if asked",
+    "retry": "take failed and cancelled cells up again",
+    "cancel": "stop cells, saved, until they are retried",
+    "doctor": "check devices, storage, wandb, disk and versions before they cost a run",
     "results": "query the results table of a study, or of the paper",
     "figures": "draw the paper's figures from a study, or from the published numbers",
     "import": "read official DiT weights into a checkpoint",

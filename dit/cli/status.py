@@ -1,6 +1,7 @@
-"""Show where a study stands: state, step, loss and best score of each cell, and what failed.
+"""Show where a study stands: each cell's state, step, loss, speed, best score and time left, stale workers, and what failed last.
 
-With --watch the table is drawn anew every two seconds until all cells have ended.
+States: planned, queued (an engine has it), running, trained, evaluated, done, failed, retryable (preempted, or lost with its worker: it
+goes on when next claimed), cancelled. With --watch the table is drawn anew every two seconds until all cells have ended.
 """
 
 from __future__ import annotations
@@ -9,63 +10,51 @@ import argparse
 import json
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from dit.rows import planned_row
-from dit.store import DONE, FAILED, load_study
+from dit.store import DONE
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="the study's folder")
+    parser.add_argument("--where", help="only cells satisfying this, such as \"status == 'failed'\"")
     parser.add_argument("--watch", action="store_true", help="go on showing it until all cells have ended")
-    parser.add_argument("--json", action="store_true", help="a list of rows on standard output and nothing else")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="a list of rows on standard output and nothing else; with --watch, one a line",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Print the status once, or until the study has ended."""
+    from sweeps.ledger import ENDED, Ledger
+    from sweeps.status import status_rows
+
+    ledger = Ledger(args.folder)
     while True:
-        rows = status_rows(args.folder)
+        rows = status_rows(ledger)
+        shown = _chosen(rows, args.where)
         if args.json:
-            print(json.dumps(rows, indent=1))
+            print(json.dumps(shown) if args.watch else json.dumps(shown, indent=1), flush=True)
         else:
             if args.watch and sys.stdout.isatty():
                 print("\x1b[2J\x1b[H", end="")
-            print(_table(rows))
-        if not args.watch or all(row["status"] in (DONE, FAILED) for row in rows):
+            print(f"{_table(shown)}\n{_totals(rows)}", flush=True)
+        if not args.watch or all(row["status"] in ENDED for row in rows):
             return
         time.sleep(2)
 
 
-def status_rows(folder: Path) -> list[dict[str, Any]]:
-    """A row per cell: the columns of the results table as far as training has come, with `loss` and the best scores."""
-    from sweeps.sweep import statuses
+def _chosen(rows: list[dict[str, Any]], where: str | None) -> list[dict[str, Any]]:
+    if where is None:
+        return rows
+    from analysis.query import select
 
-    study = load_study(folder)
-    rows = []
-    for cell in statuses(study, folder):
-        run, status = cell["run"], cell["status"]
-        state = DONE if cell["done"] else status["state"]
-        row = planned_row(run, study.name, "running" if state == DONE and not cell["done"] else state)
-        step = status["step"]
-        progress = {
-            "step": step,
-            "images_seen": step * run.batch_size,
-            "train_gflops": row["train_gflops"] * step / run.steps,
-        }
-        rows.append(
-            {
-                **row,
-                **progress,
-                **cell["best"],
-                "loss": status.get("loss"),
-                "reason": status.get("reason"),
-                "steps": run.steps,
-            }
-        )
-    return rows
+    chosen = {row["run"] for row in select(rows, where)}
+    return [row for row in rows if row["run"] in chosen]
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -75,16 +64,41 @@ def _table(rows: list[dict[str, Any]]) -> str:
     shown = [
         {
             "run": row["run"],
-            "status": row["status"],
+            "status": row["status"] + ("?" if row["stale"] else ""),
             "step": f"{row['step']}/{row['steps']}",
             "loss": row["loss"],
+            "images/s": row["images_per_s"],
             **{f"best {metric}": row.get(metric) for metric in metrics},
-            "reason": (row["reason"] or "")[:80],
+            "left": _duration(row["left_s"]) if row["status"] != DONE else "",
+            "attempts": row["attempts"],
+            "worker": row["worker"] or row["engine"],
+            "reason": " ".join((row["reason"] or "").split())[:80],
         }
         for row in rows
     ]
-    counts = Counter(row["status"] for row in rows)
-    summary = f"{counts[DONE]} of {len(rows)} done" + "".join(
-        f", {count} {state}" for state, count in sorted(counts.items()) if state != DONE
-    )
-    return f"{tabulate(shown, headers='keys', floatfmt='.4g')}\n{summary}"
+    used = [name for name in (shown[0] if shown else ()) if any(row[name] not in (None, "") for row in shown)]
+    return tabulate([{name: row[name] for name in used} for row in shown], headers="keys", floatfmt=".4g")
+
+
+def _totals(rows: list[dict[str, Any]]) -> str:
+    from sweeps.ledger import STATES
+    from sweeps.status import summary
+
+    total = summary(rows)
+    parts = [f"{total.states.get(DONE, 0)} of {total.cells} done"]
+    parts += [f"{total.states[state]} {state}" for state in STATES if state != DONE and state in total.states]
+    if total.left_s != 0:
+        workers = (
+            f" with {total.workers} worker{'s' * (total.workers != 1)}" if total.workers else " of one worker's time"
+        )
+        parts.append(f"time left {_duration(total.left_s)}" + (workers if total.left_s is not None else ""))
+    lines = [", ".join(parts)]
+    lines += [f"stale: {one}" for one in total.stale]
+    lines += [f"last failure: {total.last_failure}"] * bool(total.last_failure)
+    return "\n".join(lines)
+
+
+def _duration(seconds: float | None) -> str:
+    from sweeps.progress import duration
+
+    return "unknown" if seconds is None else duration(seconds)

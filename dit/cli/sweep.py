@@ -1,6 +1,9 @@
 """Run what is missing of a study and resume what was interrupted; `dit results` then shows its table.
 
-Run it again at any time: finished cells are never run twice, a killed one goes on from its last checkpoint. Exit code 3: some failed.
+Run it again at any time: finished cells are never run twice, a killed one goes on from its last checkpoint. Several sweeps, and `dit
+worker` on other hosts, may share a folder: each cell is one worker's alone. SIGTERM, or Ctrl-C once, saves the cells and stops.
+
+Exit codes: 0 done, 3 some failed, 75 stopped with the state saved.
 """
 
 from __future__ import annotations
@@ -11,60 +14,68 @@ from pathlib import Path
 from typing import Any
 
 from dit.errors import UserError
+from dit.store import check_study_folder, storage_errors
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
+    from sweeps import arguments, engines
+
     parser.add_argument("study", help="a study's name, or the path of a Python file with runs()")
     parser.add_argument("--out", type=Path, help="the study's folder (default: runs/<study>)")
     parser.add_argument("--where", help="only cells satisfying this, such as \"size == 'S' and patch_size == 2\"")
-    parser.add_argument(
-        "--workers", type=int, help="worker processes (default: one per processor; one with an accelerator)"
-    )
     parser.add_argument("--retry-failed", action="store_true", help="run cells again that failed before")
     parser.add_argument(
-        "--wandb", choices=("off", "offline", "online"), default="off", help="mirror runs in Weights & Biases"
+        "--detach", action="store_true", help="submit and return, to an engine that outlives this command"
     )
-    parser.add_argument("--log-every", type=int, default=50, help="steps per logged row (default: 50)")
-    parser.add_argument(
-        "--checkpoint-every", type=int, default=10_000, help="steps per checkpoint, besides evaluations"
-    )
-    paths = parser.add_argument_group("for studies on latents")
-    paths.add_argument("--data", default="", help="encoded images: the folder of `dit encode`, or its gs:// path")
-    paths.add_argument("--vae", default="", help="autoencoder that decodes samples to be scored")
-    paths.add_argument("--inception", default="", help="Inception weights (default: as `dit evaluate` finds them)")
-    paths.add_argument(
-        "--reference", default="", help="statistics of the real images: ADM's batch, or a file of `dit reference`"
-    )
+    arguments.declare(parser)
+    engines.declare(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Sweep; a count on standard error, then the exit code."""
-    from dit.config import RunArguments
-    from sweeps.study import declared, subset
-    from sweeps.sweep import default_workers, sweep
+    with storage_errors(args.out or Path("runs")):
+        return _sweep(args)
 
-    for name in ("workers", "log_every", "checkpoint_every"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: expected a positive whole number")
+
+def _sweep(args: argparse.Namespace) -> int:
+    from sweeps import arguments, engines
+    from sweeps.study import declared, subset
+    from sweeps.sweep import sweep
+
+    engines.check(args.engine, args)
     study = declared(args.study)
     runs = subset(study, args.where)
     folder = args.out or Path("runs") / study.name
-    paths = {name: getattr(args, name) for name in ("data", "vae", "inception", "reference")}
-    arguments = RunArguments(
-        log_every=args.log_every, checkpoint_every=args.checkpoint_every, wandb=args.wandb, **paths
-    )
-    _require_paths(runs, folder, arguments)
+    check_study_folder(folder, study.name)
+    chosen = arguments.given(args, arguments.load(folder))
+    _require_paths(runs, folder, chosen)
+    if args.detach and args.engine == "local":
+        raise UserError(
+            "--detach: expected an engine that outlives this command (--engine ray or slurm), local does not"
+        )
 
     def tell(message: str) -> None:
         print(message, file=sys.stderr)
 
-    workers = args.workers or default_workers()
-    outcome = sweep(study, runs, folder, arguments, workers, args.retry_failed, tell)
-    failed = f", {outcome.failed} failed (see dit status {folder})" if outcome.failed else ""
-    print(f"{outcome.done} of {outcome.cells} done{failed}", file=sys.stderr)
-    return 3 if outcome.failed else 0
+    outcome = sweep(
+        study,
+        runs,
+        folder,
+        chosen,
+        lambda folder, listen: engines.make(args.engine, folder, args, listen),
+        lambda run: engines.resources(args.engine, args, run),
+        args.retry_failed,
+        tell,
+        args.detach,
+    )
+    parts = [f"{outcome.done} of {outcome.cells} done"]
+    parts += [f"{outcome.failed} failed (see dit status {folder})"] * bool(outcome.failed)
+    parts += [f"{outcome.cancelled} cancelled (dit retry {folder} takes them up)"] * bool(outcome.cancelled)
+    parts += [f"{outcome.elsewhere} with other workers"] * bool(outcome.elsewhere)
+    parts += ["stopped, and saved: sweep again to go on"] * outcome.stopped
+    print(", ".join(parts), file=sys.stderr)
+    return 75 if outcome.stopped else 3 if outcome.failed else 0
 
 
 def _require_paths(runs: Any, folder: Path, arguments: Any) -> None:

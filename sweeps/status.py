@@ -1,0 +1,149 @@
+"""Where a study stands: one row per cell with what it has done, what it is doing and what is left, and the study's totals.
+
+Time left: a cell under way by the images per second that its worker tells, any other by the cells that are done (a constant and its
+Gflops of training and sampling, one multiply-add a flop); the study's is the sum, divided among the workers seen at work.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from dit import lease
+from dit.flops import train_gflops
+from dit.rows import Row, planned_row
+from dit.store import DONE, FAILED, RunStore, read_json
+from sweeps.ledger import ENDED, HELD, Cell, Ledger, owner_name
+from sweeps.plan import sampling_gflops
+from sweeps.progress import fit, work
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A study in a line: cells by state, seconds left (None: unknown), workers at work, silent ones, and the latest failure."""
+
+    cells: int
+    states: dict[str, int]
+    left_s: float | None
+    workers: int
+    stale: tuple[str, ...]
+    last_failure: str
+
+
+def status_rows(ledger: Ledger) -> list[Row]:
+    """A row per cell: the results table's columns as far as training has come, and the cell's state, worker and time left."""
+    cells = ledger.cells()
+    now = storage_time(ledger.folder)
+    rows = [_row(ledger, cell, now) for cell in cells]
+    spent = [(work(cell.run), _spent_s(ledger.folder, cell)) for cell in cells if cell.state == DONE]
+    spent = [pair for pair in spent if pair[1] > 0]
+    rates = [row["s_per_gflop"] for row in rows if row["s_per_gflop"]]
+    for row, cell in zip(rows, cells, strict=True):
+        row["left_s"] = _left_s(row, cell, spent, rates)
+        del row["s_per_gflop"]
+    return rows
+
+
+def _row(ledger: Ledger, cell: Cell, now: float | None) -> Row:
+    run, record = cell.run, RunStore(ledger.folder, cell.run)
+    row = planned_row(run, ledger.study.name, cell.state)
+    held = cell.state in HELD and cell.attempt is not None
+    live = cell.attempt.progress if held and cell.attempt else {}
+    silent = _silent_s(ledger, record, cell, now) if held else None
+    speed = live.get("images_per_s")
+    per_step = row["train_gflops"] / run.steps
+    return {
+        **row,
+        "step": cell.step,
+        "images_seen": cell.step * run.batch_size,
+        "train_gflops": per_step * cell.step,
+        **_best_scores(record),
+        "loss": live.get("loss", cell.status.get("loss")),
+        "images_per_s": speed,
+        "reason": cell.reason or None,
+        "steps": run.steps,
+        "attempts": cell.attempts,
+        "worker": owner_name(cell.attempt) if held and cell.attempt else None,
+        "engine": cell.engine or None,
+        "silent_s": silent,
+        "stale": bool(silent and cell.attempt and silent > cell.attempt.lease_s),
+        "s_per_gflop": run.batch_size / (speed * per_step) if speed else None,
+        "time": cell.status.get("time"),
+    }
+
+
+def _best_scores(record: RunStore) -> dict[str, float | None]:
+    """The best score so far of each metric, under the first protocol that the cell declares for it."""
+    first = {e.metric: e.key for e in reversed(record.run.evaluations)}
+    best: dict[str, float | None] = {}
+    for metric, key in sorted(first.items()):
+        paths = [record.evaluation_path(e) for e in record.run.evaluations if (e.metric, e.key) == (metric, key)]
+        best[metric] = min((read_json(path)["row"][metric] for path in paths if path.exists()), default=None)
+    return best
+
+
+def storage_time(folder: Path) -> float | None:
+    """The present by the clock that stamps files in the folder, which may not be this host's; None if nothing can be written there."""
+    path = folder / f".clock.{uuid.uuid4().hex}"
+    try:
+        path.touch()
+        now = path.stat().st_mtime
+        path.unlink()
+    except OSError:
+        return None
+    return now
+
+
+def _silent_s(ledger: Ledger, record: RunStore, cell: Cell, now: float | None) -> float | None:
+    """Seconds since the worker's last heartbeat: by the storage's own clock, or as long as this process has seen it stand still."""
+    assert cell.attempt is not None
+    ledger.observer.is_free(cell.run.run, cell.attempt)
+    seen = ledger.observer.silent_s(cell.run.run)
+    path = record.path / "attempts" / f"{cell.attempt.token:04d}.json"
+    try:
+        return max(seen, 0.0 if now is None else now - os.stat(path).st_mtime)
+    except OSError:
+        return seen
+
+
+def _spent_s(folder: Path, cell: Cell) -> float:
+    return sum(one.held_s for one in lease.attempts(lease.run_files(RunStore(folder, cell.run).path)))
+
+
+def _left_s(row: Row, cell: Cell, spent: list[tuple[float, float]], rates: list[float]) -> float | None:
+    """Seconds that the cell still needs; 0 for one that has ended, None where nothing is known to judge by."""
+    if cell.state in ENDED:
+        return 0.0
+    run, share = cell.run, cell.step / cell.run.steps
+    left = train_gflops(run, run.steps) - train_gflops(run, cell.step) + sampling_gflops(run) * (1 - share)
+    if row["s_per_gflop"]:
+        return left * row["s_per_gflop"]
+    if spent:
+        constant, rate = fit(spent)
+        return (constant + rate * work(run)) * left / work(run)
+    return left * sum(rates) / len(rates) if rates else None
+
+
+def summary(rows: list[Row]) -> Summary:
+    """The study's totals."""
+    states = Counter(row["status"] for row in rows)
+    open_rows = [row for row in rows if row["status"] not in ENDED]
+    workers = len({row["worker"] for row in rows if row["worker"] and not row["stale"]})
+    left = [row["left_s"] for row in open_rows]
+    known = None if any(one is None for one in left) else sum(left) / max(1, min(workers, len(left)))
+    stale = tuple(
+        f"{row['worker']} with {row['run']}, silent for {row['silent_s']:.0f} s" for row in rows if row["stale"]
+    )
+    failures = [row for row in rows if row["status"] == FAILED]
+    latest = max(failures, key=lambda row: row["time"] if isinstance(row["time"], int | float) else 0.0, default=None)
+    last = "" if latest is None else f"{latest['run']} at step {latest['step']}: {latest['reason']}"
+    return Summary(len(rows), dict(states), known, workers, stale, last)
+
+
+def timestamp() -> str:
+    """The present by this host's clock, for a person watching."""
+    return time.strftime("%H:%M:%S")
