@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dit import flops
-from dit.config import RunConfig
+from dit.config import ModelConfig, RunConfig
 from dit.errors import UserError
 from dit.rows import Row, planned_row
 from dit.topology import MeshShape, parse_mesh
@@ -28,7 +28,7 @@ from sweeps.hardware import Band, Hardware
 from sweeps.memory import Need, estimate, step_bytes
 from sweeps.plan import sampling_gflops
 from sweeps.prices import Price
-from sweeps.probes import Key, Probe, key_of
+from sweeps.probes import SAME_TIME, Key, Probe, key_of
 
 STATE_TRAFFIC = 40
 """Bytes moved per parameter and step: four float32 arrays read and written, the gradient written and read."""
@@ -66,9 +66,7 @@ def bill(study: str, runs: tuple[RunConfig, ...], settings: Settings) -> list[Ro
     """One row per cell: the plan's columns, then memory, time and cost; `None` stands for what is not known."""
     rates = _measured_rates(runs, settings)
     steps = [dataclasses.replace(run, seed=0, steps=1, evaluations=()) for run in runs]
-    needs = {
-        step: memory_of(step, settings) for step in dict.fromkeys(steps)
-    }  # cells of the same step share its memory
+    needs = {step: memory_of(step, settings) for step in set(steps)}  # cells of the same step share its memory
     return [_row(study, run, settings, needs[step], rates) for run, step in zip(runs, steps)]
 
 
@@ -94,12 +92,7 @@ def _row(study: str, run: RunConfig, settings: Settings, need: Need, rates: list
     step, rate, source = step_time(run, settings, need.remat, rates)
     hours = step * (run.steps / 3600) + _sampling_hours(run, rate)
     chip_hours = hours * hardware.chips
-    price = settings.price.usd if settings.price else None
-    cost = (
-        None
-        if price is None
-        else Band(*(getattr(chip_hours, end) * getattr(price, end) for end in ("low", "expected", "high")))
-    )
+    cost = chip_hours * settings.price.usd if settings.price else None
     for name, band in zip(BAND_COLUMNS, (step * 1e3, hours, chip_hours, cost)):
         row[name] = None if band is None else band.expected
         row[f"{name}_low"], row[f"{name}_high"] = (None, None) if band is None else (band.low, band.high)
@@ -110,22 +103,24 @@ def _seen(run: RunConfig, settings: Settings, need: Need) -> Row:
     """The count beside the memory, and of a compiled step its parts and what its text shows; `None` for what was not compiled."""
     counted = None if need.needed is None else step_bytes(run, settings.shape, need.remat) / 2**30
     report = need.report or {}
-    parts, attention = report.get("bytes", {}), report.get("attention")
+    parts = report.get("bytes", {})
     return {
         "counted_gib": counted,
         "arguments_gib": parts["arguments"] / 2**30 if parts else None,
         "temporaries_gib": parts["temporaries"] / 2**30 if parts else None,
         "collectives": _listed(report["collectives"]) if parts else None,
         "host_callbacks": len(report["host_callbacks"]) if parts else None,
-        "attention": f"{_listed(attention['products'])}; softmax {' '.join(attention['softmax'])}"
-        if attention
-        else None,
+        "attention": _attention(report["attention"]) if report else None,
         "compile_s": report.get("compile_s"),
     }
 
 
 def _listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
+
+
+def _attention(told: dict[str, dict[str, int]]) -> str:
+    return f"{_listed(told['products'])}; softmax {' '.join(told['softmax'])}"
 
 
 def memory_of(run: RunConfig, settings: Settings) -> Need:
@@ -196,9 +191,6 @@ def _sampling_hours(run: RunConfig, rate: Band) -> Band:
 
 def _measured_rates(runs: tuple[RunConfig, ...], settings: Settings) -> list[float]:
     """FLOP/s of every probe of the hardware in the precisions of the study."""
-    from dit.config import ModelConfig
-    from sweeps.probes import SAME_TIME
-
     precisions = {run.precision for run in runs}
     rates = []
     for probe in settings.probes.values():

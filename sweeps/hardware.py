@@ -35,8 +35,9 @@ class Band:
     expected: float
     high: float
 
-    def __mul__(self, factor: float) -> Band:
-        return Band(self.low * factor, self.expected * factor, self.high * factor)
+    def __mul__(self, factor: float | Band) -> Band:
+        by = factor if isinstance(factor, Band) else Band(factor, factor, factor)
+        return Band(self.low * by.low, self.expected * by.expected, self.high * by.high)
 
     def __add__(self, other: Band) -> Band:
         return Band(self.low + other.low, self.expected + other.expected, self.high + other.high)

@@ -120,6 +120,7 @@ def test_this_machine_is_hardware_too(capsys):
     out = capsys.readouterr().out
     assert f"a stated {30 * cores()}e9 FLOP/s ({5 * cores()} to {60 * cores()}) of all cores" in out
     assert "Price: none known for cpu" in out
+    assert f"cpu: this machine, {cores()} cores, " in out
     assert "USD" not in out
 
 
@@ -149,6 +150,7 @@ def test_prices_are_those_of_the_file_given(tmp_path, capsys):
         (["--memory", "compiled"], "--memory needs --hardware"),
         (["--budget", "5usd"], "--budget needs --hardware"),
         (["--save-probes", "p.json"], "--save-probes needs --hardware"),
+        (["--hardware", "v5e-8", "--save-probes", "p.json"], "--save-probes needs --probe DIR"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_in_one_line(tmp_path, monkeypatch, capsys, arguments, message):

@@ -29,12 +29,12 @@ def test_what_a_block_keeps_is_what_jax_keeps(block, remat):
     run = cell(block=block)
     with jax.numpy_dtype_promotion("standard"):
         kept = traced(run, Compute("bfloat16", remat=remat))
-    assert activation_bytes(run, remat) == pytest.approx(kept, rel=0.03)
+    assert activation_bytes(run, remat) == pytest.approx(kept, rel=0.015)
 
 
 def test_so_it_is_in_float32_and_for_few_tokens():
     run = cell("S", 8, precision="float32")
-    assert activation_bytes(run, "none") == pytest.approx(traced(run, Compute("float32")), rel=0.03)
+    assert activation_bytes(run, "none") == pytest.approx(traced(run, Compute("float32")), rel=0.015)
 
 
 def test_what_a_step_carries_is_the_states_size():
@@ -71,6 +71,7 @@ def test_auto_recomputes_as_little_as_fits():
     for remat, size in sizes.items():
         found = estimate(run, EIGHT, "auto", math.ceil(size / 0.9))
         assert (found.remat, found.needed, found.fits) == (remat, size, True)
+    assert estimate(run, EIGHT, "auto", sizes["none"]).remat == "dots"  # training leaves a tenth free
     tight = estimate(run, EIGHT, "auto", sizes["full"])  # more than the share that training would fill, but it fits
     assert (tight.remat, tight.fits) == ("full", True)
     small = estimate(run, EIGHT, "auto", sizes["full"] - 1)

@@ -120,6 +120,8 @@ def _bill(args: argparse.Namespace, study: str, runs: tuple[Any, ...], style: st
 
     machine = hardware(args.hardware)
     budget = Budget.parse(args.budget) if args.budget else None
+    if args.save_probes and not args.probe:
+        raise UserError("--save-probes needs --probe DIR, where the speeds are measured")
     probes = load_probes(args.probe or [], machine)
     settings = Settings(
         machine,
@@ -207,12 +209,9 @@ def _notes(rows: list[dict[str, Any]], settings: Any, budget: str | None) -> lis
     """What the figures rest on, and their sums."""
     from sweeps.compiled import versions
 
-    machine = settings.hardware
-    hosts = f"{machine.hosts} host{'s' * (machine.hosts > 1)}"
     notes = [
         "Exaflops count likewise, as the paper does. Peaks and utilisation count two to a multiply-add: FLOPs = 2 x exaflops.",
-        f"{machine.name}: {machine.chips} chips ({machine.chip.interconnect}) on {hosts}, {machine.chip.memory_gib:.2f} GiB a device "
-        f"for programs; mesh {settings.shape}.",
+        f"{_machine(settings.hardware)} for programs; mesh {settings.shape}.",
     ]
     sources = Counter(row["memory_from"] for row in rows)
     if compiled := sources["compiled"]:
@@ -233,11 +232,24 @@ def _notes(rows: list[dict[str, Any]], settings: Any, budget: str | None) -> lis
         dollars = f"{price.usd.expected:g} USD{spread} a chip and hour"
         notes.append(f"Price: {dollars}, as of {price.as_of}: {price.source}.")
     else:
-        notes.append(f"Price: none known for {machine.chip.kind}; put one in a file and give it with --prices.")
+        notes.append(
+            f"Price: none known for {settings.hardware.chip.kind}; put one in a file and give it with --prices."
+        )
     notes.append(f"Total of {_sums(rows, 'fits')}.")
     if budget:
         notes.append(f"{budget} buys, cheapest cells first, {_sums(rows, 'chosen')}.")
     return notes
+
+
+def _machine(machine: Any) -> str:
+    """What the hardware is, up to its memory."""
+    from sweeps.hardware import cores
+
+    if machine.chip.kind == "cpu":
+        return f"cpu: this machine, {cores()} cores, {machine.chip.memory_gib:.2f} GiB"
+    chips = f"{machine.chips} chip{'s' * (machine.chips > 1)} ({machine.chip.interconnect})"
+    hosts = f"{machine.hosts} host{'s' * (machine.hosts > 1)}"
+    return f"{machine.name}: {chips} on {hosts}, {machine.chip.memory_gib:.2f} GiB a device"
 
 
 def _time_notes(rows: list[dict[str, Any]], settings: Any) -> list[str]:
