@@ -119,6 +119,7 @@ class Attention(nnx.Module):
             qkv = dense(self.qkv, x).reshape(b, t, *shape)
         else:
             # A contiguous part of the 3D columns is not whole heads: move the weights, which are small beside the activations.
+            assert self.qkv.bias is not None
             kernel, bias = self.qkv.kernel[...].reshape(d, *shape), self.qkv.bias[...].reshape(shape)
             kernel = self.compute.whole_but(kernel, None, None, "tensor", None)
             qkv = jnp.einsum("btd,dchk->btchk", x, kernel) + bias[None, None]

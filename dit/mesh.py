@@ -97,7 +97,7 @@ def rule(path: str, shape: tuple[int, ...], sizes: MeshShape) -> PartitionSpec:
     names = path.removesuffix("/value").split("/")
     axes = RULES[names[-2], names[-1]]
     axes = (None,) * (len(shape) - len(axes)) + axes  # parameters of blocks are stacked along depth
-    size_of = dict(zip(AXES, sizes.sizes))
+    size_of: dict[str, int] = dict(zip(AXES, sizes.sizes))
 
     def fits(axis: Axis, dim: int) -> bool:
         return dim % math.prod(size_of[each] for each in ((axis,) if isinstance(axis, str) else axis or ())) == 0

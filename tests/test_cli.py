@@ -12,6 +12,7 @@ import pytest
 from synthetic_study import cells, write_run, write_study
 
 from dit.cli import MODULES, VERBS, main
+from dit.errors import UserError
 from dit.lease import Observer, claim, run_files
 from dit.rows import columns
 from dit.store import RUNNING, RunStore, Study, save_study, write_json
@@ -298,3 +299,20 @@ def test_a_reader_that_closes_the_pipe_is_no_error(monkeypatch):
     monkeypatch.setattr(plan, "run", closed)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         assert run("plan", "demo") == 0
+
+
+def test_options_for_devices_become_the_runs_arguments():
+    import argparse
+
+    from dit.config import RunArguments
+    from sweeps import arguments
+
+    parser = argparse.ArgumentParser()
+    arguments.declare(parser)
+    line = "--mesh data=4,fsdp=2 --remat dots --accumulate 2 --steps-per-dispatch 5"
+    given = arguments.given(parser.parse_args(line.split()))
+    assert given == RunArguments(mesh="data=4,fsdp=2", remat="dots", accumulate=2, steps_per_dispatch=5)
+    assert arguments.given(parser.parse_args([]), given) == given
+    for wrong, message in (("--mesh model=2", "mesh 'model=2'"), ("--accumulate 0", "accumulate is 0")):
+        with pytest.raises(UserError, match=message):
+            arguments.given(parser.parse_args(wrong.split()))
