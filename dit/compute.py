@@ -88,7 +88,10 @@ def attend(
 
 
 def best_attention(device: Any, precision: Precision, head_dim: int) -> Attend:
-    """cuDNN's kernel where it is legal: NVIDIA from Ampere on, half precision, heads of a multiple of 8 up to 128 channels; on a CPU with heads first; else XLA's."""
+    """The fastest kernel that is legal.
+
+    cuDNN's on NVIDIA from Ampere on, in half precision, for heads of a multiple of 8 up to 128 channels; heads first on a CPU; else XLA's.
+    """
     if device.platform == "cpu":
         return "heads_first"
     half = precision == "bfloat16" and head_dim % 8 == 0 and head_dim <= 128

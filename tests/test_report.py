@@ -242,16 +242,6 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, capsys, arguments, messag
     assert err.count("\n") == 1
 
 
-def test_a_missing_template_engine_is_said(folder, monkeypatch, capsys):
-    import sys
-
-    for name in [name for name in sys.modules if name.startswith(("jinja2", "markupsafe", "analysis.report"))]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    assert main(["report", str(folder)]) == 2
-    assert "needs Jinja2: install it with `pip install 'dit-scaling[report]'`" in capsys.readouterr().err
-
-
 def test_a_table_of_very_many_scores_keeps_the_last_of_each_run(folder):
     study = collect(folder)
     many = replace(study, table=study.table.loc[study.table.index.repeat(-(-(MOST_ROWS + 1) // len(study.table)))])

@@ -8,8 +8,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dit.errors import UserError
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
@@ -20,14 +18,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the page and print its path."""
+    from analysis.report.page import write_report
     from analysis.results import collect
-
-    try:
-        from analysis.report.page import write_report
-    except ModuleNotFoundError as error:
-        if error.name not in ("jinja2", "markupsafe"):
-            raise
-        raise UserError("the report needs Jinja2: install it with `pip install 'dit-scaling[report]'`") from error
 
     study = collect(args.source).where(args.where)
     folder = study.folder or Path("runs") / args.source
