@@ -108,8 +108,12 @@ def compiled(run: RunConfig, hardware: Hardware, mesh: str, remat: str) -> dict[
 
 
 def _ask(asked: dict[str, Any], name: str) -> dict[str, Any]:
-    """Run `dit.ahead` with what makes JAX describe devices instead of looking for them."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    """Run `dit.ahead` with what makes JAX describe devices instead of looking for them.
+
+    libtpu would let one process of a machine use it, by a lock file that a killed one leaves behind; here no TPU is there to be shared.
+    """
+    described = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    environment = {**os.environ, **described, "TF_CPP_MIN_LOG_LEVEL": "2"}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # what comes from it is no longer the compiler's account
     done = subprocess.run(
         [sys.executable, "-m", "dit.ahead"], input=json.dumps(asked), capture_output=True, text=True, env=environment
