@@ -4,15 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint torch torch-test clean
+.PHONY: demo test test-long lint torch torch-test clean
 
 demo: $(VENV)/installed
 	$(BIN)/dit sweep demo
-	$(BIN)/dit results runs/demo --where "step == 4000 and sampling_steps == 25" --sort fd_digits
+	$(BIN)/dit results runs/demo --where "step == 3000 and sampling_steps == 25" --sort fd_digits
 	$(BIN)/dit figures runs/demo
+	$(BIN)/dit report runs/demo
 
 test: $(VENV)/installed-test
-	$(BIN)/pytest -n 2 --dist loadfile tests
+	$(BIN)/pytest -n 2 --dist loadfile -m "not long" tests
+
+# Minutes of faults, engines, browsers and compilation. What is not installed here (chromium, Slurm, mounting) is skipped with its reason.
+test-long: $(VENV)/installed-long
+	$(BIN)/pytest -m long tests
 
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .
@@ -34,7 +39,11 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(INSTALL) -e ".[test]"
+	$(INSTALL) -e ".[test,sql]"
+	touch $@
+
+$(VENV)/installed-long: $(VENV)/installed-test
+	$(INSTALL) -e ".[test,sql,ray,tpu-plan]"
 	touch $@
 
 $(VENV)/installed-lint: $(VENV)/installed
