@@ -71,22 +71,19 @@ def test_a_refusal_says_what_would_be_needed(message, needed):
     assert needed_bytes(message) == needed
 
 
-@pytest.mark.parametrize(("precision", "kind"), [("float32", "f32"), ("bfloat16", "bf16")])
-def test_attention_is_two_products_forward_and_four_backward_in_the_runs_precision_and_softmax_in_float32(
-    precision, kind
-):
+def test_attention_is_two_products_forward_and_four_backward_with_softmax_in_float32():
     data = DATASETS["digits"]
-    run = RunConfig(model_config("adaln_zero", "S", 2, data, ladder="nano"), data, 10, 4, precision=precision)
+    run = RunConfig(model_config("adaln_zero", "S", 2, data, ladder="nano"), data, 10, 4, precision="bfloat16")
     images = jax.ShapeDtypeStruct((4, 8, 8, 1), jnp.float32)
     labels = jax.ShapeDtypeStruct((4,), jnp.int32)
     with jax.numpy_dtype_promotion("standard"):
         program = build(run, None, RunArguments(remat="none"))
         text = program.step.lower(program.abstract(), images, labels).as_text()  # type: ignore[attr-defined]
     told = attention_products(text, run.model.num_heads)
-    assert sum(told["products"].values()) == 6
-    assert set(told["softmax"]) == {"f32"}
-    assert set(told["products"]) <= {kind, "f32"}
-    assert kind in told["products"]
+    assert told == {
+        "products": {"bf16": 4, "f32": 2},
+        "softmax": {"f32": 1},
+    }  # the gradient of float32 logits comes twice
 
 
 @pytest.mark.long

@@ -23,7 +23,8 @@ def cell(size="B", patch=4, block="adaln_zero", precision="bfloat16", batch=256)
 
 
 @pytest.mark.parametrize(
-    ("block", "remat"), [*((block, "none") for block in BLOCKS), ("cross_attention", "dots"), ("adaln_zero", "full")]
+    ("block", "remat"),
+    [("adaln_zero", "none"), ("adaln", "none"), ("in_context", "none"), ("cross_attention", "dots")],
 )
 def test_what_a_block_keeps_is_what_jax_keeps(block, remat):
     run = cell(block=block)
