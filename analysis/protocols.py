@@ -14,15 +14,21 @@ from analysis.frames import Frame
 from dit.errors import UserError
 
 Protocol = dict[str, Any]
+TRAINING_LOSS = "training_loss"
+"""Features of the protocol, and column, under which the training loss stands as a score (`analysis.training_loss`)."""
 
 
 def metric(protocol: Protocol) -> str:
     """Column of the protocol's score: `fid` only for Inception features."""
+    if protocol["features"] == TRAINING_LOSS:
+        return TRAINING_LOSS
     return "fid" if protocol["features"] == "inception" else f"fd_{protocol['features']}"
 
 
 def metric_label(protocol: Protocol) -> str:
     """The truthful axis label of the protocol's score: "FID-50K" only for Inception features."""
+    if protocol["features"] == TRAINING_LOSS:
+        return f"training loss (mean of {protocol['window_steps']:,} steps)"
     samples = protocol["num_samples"]
     if protocol["features"] == "inception":
         return f"FID-{samples // 1000}K" if samples % 1000 == 0 else f"FID ({samples:,} samples)"
@@ -31,6 +37,8 @@ def metric_label(protocol: Protocol) -> str:
 
 def describe(protocol: Protocol) -> str:
     """The protocol in a few words, for the foot of a figure."""
+    if protocol["features"] == TRAINING_LOSS:
+        return f"mean over {protocol['window_steps']:,} steps"
     words = [f"{protocol['num_samples']:,} samples"]
     if protocol["sampling_steps"] is not None:
         words.append(f"{str(protocol['sampler']).upper()} {protocol['sampling_steps']} steps")

@@ -16,6 +16,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--where", metavar="EXPR", help="use these rows only, like \"protocol == '1a2b3c4d5e6f'\"")
     parser.add_argument("--block", help="block whose laws are fitted (default: adaln_zero, or the one with most cells)")
     parser.add_argument(
+        "--of",
+        choices=("scores", "training_loss"),
+        default="scores",
+        help="what is fitted: scores of samples, or the loss",
+    )
+    parser.add_argument(
         "--loss", choices=("huber", "squares"), default="huber", help="Huber on log residuals, or least squares"
     )
     parser.add_argument("--replicates", type=int, default=1000, help="bootstrap replicates (default: 1000)")
@@ -32,6 +38,10 @@ def run(args: argparse.Namespace) -> int:
     if args.replicates < 100:
         raise UserError(f"--replicates {args.replicates}: expected 100 or more, a 95 % interval needs them")
     study = collect(args.source).where(args.where)
+    if args.of == "training_loss":
+        from analysis.training_loss import as_scores
+
+        study = as_scores(study)
     found = conclude(study, block=args.block, replicates=args.replicates, loss=args.loss)
     print(json.dumps(found.to_json(), indent=1, allow_nan=False) if args.json else text(found))
     return 0

@@ -1,0 +1,54 @@
+"""The training loss as a score: a study as if it had been scored by it, so that every fit can be made of it too.
+
+Far from the end of training the loss tells cells apart that a distance between samples does not: every cell sees the same examples, noise
+and timesteps, and nothing is sampled. It is a mean of noisy steps, of the weights as they were, not of their average. Lower is better;
+between patch sizes and blocks it compares, because the images and the noise are the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pandas as pd
+
+from analysis.protocols import TRAINING_LOSS
+from analysis.results import StudyResults, losses
+from dit.config import digest
+from dit.errors import UserError
+
+WINDOW = 0.1
+"""Share of the study's last scored step over which losses are averaged, up to each scored step."""
+
+_OF_SAMPLES = ("sampling_steps", "sampling_gflops", "cfg_scale", "num_samples")
+
+
+def as_scores(study: StudyResults) -> StudyResults:
+    """The study with `training_loss` in the place of its scores, at the steps at which it was scored.
+
+    The logged loss is a mean over blocks of steps; blocks that end within the window before the step are averaged.
+
+    Raises:
+        UserError: if nothing was scored, or there are no logged losses, as for the published numbers.
+    """
+    if study.folder is None:
+        raise UserError(f"'{study.name}' has no logged losses: give a study's folder")
+    scored = study.table[study.table["protocol"].notna()].drop_duplicates(["run", "step"])
+    if scored.empty:
+        raise UserError(f"no scored step in {study.folder}: the loss is taken at the steps that were scored")
+    width = max(1, round(WINDOW * int(scored["step"].max())))
+    logged = losses(study.folder)
+    at = scored[["run", "step"]].merge(logged[["run", "step", "loss"]], on="run", suffixes=("", "_logged"))
+    within = at[(at["step_logged"] <= at["step"]) & (at["step_logged"] > at["step"] - width)]
+    mean = within.groupby(["run", "step"], sort=False)["loss"].mean()
+    if mean.empty:
+        raise UserError(f"no loss was logged within {width} steps before a scored step: log more often (--log-every)")
+    protocol = {"features": TRAINING_LOSS, "window_steps": width}
+    key = digest(protocol)
+    rows = scored.drop(columns=study.metrics).set_index(["run", "step"], drop=False)
+    rows = rows.loc[rows.index.isin(mean.index)]
+    rows[TRAINING_LOSS] = pd.Series(mean, dtype="float64").reindex(rows.index).to_numpy()
+    rows["protocol"] = key
+    rows[list(_OF_SAMPLES)] = None
+    return dataclasses.replace(
+        study, table=rows.reset_index(drop=True), protocols={key: protocol}, floors={}, samples={}
+    )
