@@ -137,6 +137,8 @@ class _Execution:
         self.preemption, self.watchdog = preemption, watchdog
         self.program: Program = build(run, make_mesh(arguments.mesh), arguments)
         self.meter = Meter(run, self.program.devices)
+        self.judges = self._judges()
+        self.dataset = self._dataset()
         folder = journal.record.path
         self.checkpoints = CheckpointWriter(
             folder / "checkpoints", run.hash, arguments.keep_checkpoints, journal.fence, processes
@@ -145,8 +147,6 @@ class _Execution:
         float32 = applied(run.model, Compute(), self.program.devices[0].platform)
         sampler = Sampler(float32, run.model, run.diffusion, arguments.sample_batch_size)
         self.draws = Draws(sampler, processes, self._go_on)
-        self.judges = self._judges()
-        self.dataset = self._dataset()
 
     def __enter__(self) -> _Execution:
         self.journal.open_mirror()

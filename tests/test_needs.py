@@ -18,7 +18,7 @@ from experiments.demo import runs as demo
 def runs():
     return demo()[:2]
 def resources(run):
-    return {"hardware": "h200x8" if run.model.patch_size == 8 else "v5e-16", "cpus_per_host": 3, "slurm": {"time": 5}}
+    return {"hardware": "h200x8" if run.model.patch_size == 4 else "v5e-16", "cpus_per_host": 3, "slurm": {"time": 5}}
 '''
 
 

@@ -22,7 +22,6 @@ from sweeps import engines
 from sweeps.engine import Resources
 from sweeps.engines import ray as client
 from sweeps.engines.ray_driver import broken_slices, planned, room
-from sweeps.engines.ray_tasks import run_command
 
 needs_ray = pytest.mark.skipif(bool(missing()), reason=missing() or "Ray is here")
 SLICE = {"platform": "tpu", "hosts": 2, "chips_per_host": 4, "accelerator": "v4", "topology": "2x2x2"}
@@ -86,7 +85,9 @@ def test_a_command_does_not_outlive_the_task_that_started_it(tmp_path):
         wait_for(note.exists, 20)
         task.kill()
     wait_for(lambda: not alive(int(note.read_text())), 10)
-    assert run_command(["sh", "-c", "echo said; exit 7"], str(tmp_path / "log"), {"A": "b"}) == 7
+    said = f"run_command(['sh', '-c', 'echo $A; exit 7'], {str(tmp_path / 'log')!r}, {{'A': 'said'}})"
+    code = f"import sys; from sweeps.engines.ray_tasks import run_command; sys.exit({said})"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 7
     assert (tmp_path / "log").read_text() == "said\n"
 
 

@@ -50,6 +50,7 @@ def test_a_protocol_says_everything_but_the_step():
     protocol = scorer("digits").protocol(RUN, EVALUATION)
     declared = dataclasses.asdict(EVALUATION)
     assert declared.pop("step") == 100
+    assert declared.pop("precision") == "float32" and "precision" not in protocol  # named only where it is another
     assert declared.items() <= protocol.items()
     own = scorer("digits")
     assert {name: protocol[name] for name in protocol.keys() - declared.keys()} == {

@@ -87,10 +87,11 @@ def test_published_numbers_can_be_asked_too(capsys):
 def test_without_the_extra_it_is_named(folder, tmp_path, monkeypatch, capsys, package, arguments, message):
     present = builtins.__import__
 
-    def absent(name, *more, **named):
-        if name.split(".")[0] == package:
+    def absent(name, scope=None, *more, **named):
+        ours = (scope or {}).get("__name__", "").startswith("analysis.")  # pandas may have begun to use it already
+        if ours and name.split(".")[0] == package:
             raise ImportError(name)
-        return present(name, *more, **named)
+        return present(name, scope, *more, **named)
 
     monkeypatch.setattr(builtins, "__import__", absent)
     assert main([one.replace("DIR", str(folder)).replace("OUT", str(tmp_path)) for one in arguments]) == 2

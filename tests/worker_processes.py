@@ -112,7 +112,7 @@ def holdings(folder):
     rows = {run.run: [_plain(row) for row in RunStore(folder, run).metrics()] for run in runs}
     ends = {run.run: (RunStore(folder, run).is_done(), RunStore(folder, run).status()["step"]) for run in runs}
     table = results(folder).drop(columns=["source", "study"], errors="ignore")
-    return table.to_dict("records"), rows, ends
+    return table.astype(object).where(table.notna(), None).to_dict("records"), rows, ends  # NaN equals nothing
 
 
 def _plain(row):
