@@ -16,8 +16,10 @@ test: $(VENV)/installed-test
 	$(BIN)/pytest -n 2 --dist loadfile -m "not long" tests
 
 # Minutes of faults, engines, browsers and compilation. What is not installed here (chromium, Slurm, mounting) is skipped with its reason.
+# LONG chooses among them.
+LONG ?= tests
 test-long: $(VENV)/installed-long
-	$(BIN)/pytest -m long tests
+	$(BIN)/pytest -m long $(LONG)
 
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .
