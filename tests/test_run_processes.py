@@ -11,6 +11,7 @@ from dit.config import Evaluation
 from dit.processes import Processes
 from dit.run_scores import Draws
 from dit.sampling import Sampler
+from dit.scoring import Scorer
 from dit.store import RunStore
 from dit.throughput import TIMINGS
 from dit.train import build
@@ -51,10 +52,13 @@ print(drawn(), flush=True)
 """
 
 
-class Judge:
+class Judge(Scorer):
     """Scores by looking at every image in its place."""
 
     decoder = None
+
+    def __init__(self):
+        pass
 
     def score(self, images):
         return float((images.astype(np.float64).mean(axis=(1, 2, 3)) * np.arange(1, len(images) + 1)).sum())
