@@ -1,7 +1,9 @@
 """How much of the time that a run's attempts took went into steps that count: those of rows that no later attempt logged again.
 
-Read from the run's folder alone, without JAX. An attempt that was killed counts up to the last that it recorded; time between
-attempts, in which nobody held the devices, does not count.
+Read from the run's folder alone, without JAX. An attempt lasts from its claim to its end, both by its own clock (`attempts/`). One that
+was killed left no end: it came after its last sign of life (a heartbeat, a row, a stop) and before the heartbeat that did not come, and
+the middle of the two is taken, so that over many deaths the error averages out. Time between attempts, in which nobody held the
+devices, does not count, nor does a worker's start before it claims anything.
 """
 
 from __future__ import annotations
@@ -9,34 +11,67 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dit.lease import BEATS_PER_LEASE, Attempt, attempts, run_files
 from dit.store import attempt_rows, read_json
 
 
 class Goodput(NamedTuple):
-    """Seconds in steps that count, seconds of all attempts together, and their ratio (0 before anything was timed)."""
+    """Seconds in steps that count, seconds of all attempts together, and their ratio (0 before anything was timed).
+
+    `unsure_s` says by how much `wall_s` may be wrong either way: half a heartbeat at most for each attempt that was killed.
+    """
 
     productive_s: float
     wall_s: float
     goodput: float
+    unsure_s: float = 0.0
 
 
-def goodput(run_folder: Path, batch_size: int) -> Goodput:
-    """Account for all attempts at a run. A row whose steps were not timed counts at the mean rate of its attempt, or else of the run."""
-    attempts = attempt_rows(run_folder)
-    last_word: dict[int, int] = {row["step"]: number for number, rows in attempts.items() for row in rows}
+def goodput(run_folder: Path, batch_size: int, alive: Attempt | None = None) -> Goodput:
+    """Account for all attempts at a run; `alive` is the one under way as its holder knows it, later than the record on disk.
+
+    A row whose steps were not timed counts at the mean rate of its attempt, or else of the run.
+    """
+    logged = attempt_rows(run_folder)
+    records = {one.token: one for one in attempts(run_files(run_folder))}
+    times = {number: read_json(run_folder / f"times-{number:04d}.json")["elapsed_s"] for number in _timed(run_folder)}
+    wall = unsure = 0.0
+    for number in records.keys() | times.keys() | logged.keys():
+        seen = max([times.get(number, 0.0), *(row.get("elapsed_s", 0.0) for row in logged.get(number, []))])
+        if alive is not None and number == alive.token:
+            seconds, gap = alive.held_s, 0.0
+        else:
+            seconds, gap = _length(records.get(number), seen)
+        wall, unsure = wall + seconds, unsure + gap
+    productive = _productive(logged, batch_size)
+    return Goodput(productive, wall, productive / wall if wall else 0.0, unsure)
+
+
+def _length(record: Attempt | None, seen: float) -> tuple[float, float]:
+    """Seconds that an attempt lasted which showed its last sign of life, heartbeats aside, after `seen`; and how unsure that is."""
+    if record is None or record.beat < 0:  # no attempt is on record, or it cannot be read
+        return seen, 0.0
+    if record.ended:
+        return record.held_s, 0.0
+    last, due = max(seen, record.held_s), record.held_s + record.lease_s / BEATS_PER_LEASE
+    gap = max(0.0, due - last) / 2
+    return last + gap, gap
+
+
+def _productive(logged: dict[int, list[dict[str, Any]]], batch_size: int) -> float:
+    """Seconds in the steps of rows that no later attempt logged again."""
+    last_word: dict[int, int] = {row["step"]: number for number, rows in logged.items() for row in rows}
     ends = sorted(last_word)
     length = {end: end - start for start, end in zip([0, *ends], ends)}
-    rates = {number: _rate(rows) for number, rows in attempts.items()}
-    run_rate = _rate([row for rows in attempts.values() for row in rows])
-    productive = 0.0
-    for number, rows in attempts.items():
+    rates = {number: _rate(rows) for number, rows in logged.items()}
+    run_rate = _rate([row for rows in logged.values() for row in rows])
+    seconds = 0.0
+    for number, rows in logged.items():
         for row in rows:
             rate = row["images_per_s"] or rates[number] or run_rate
             if last_word[row["step"]] == number and rate:
-                productive += length[row["step"]] * batch_size / rate
-    wall = sum(_elapsed(run_folder, number, rows) for number, rows in attempts.items())
-    wall += sum(_elapsed(run_folder, number, []) for number in _recorded(run_folder) - attempts.keys())
-    return Goodput(productive, wall, productive / wall if wall else 0.0)
+                seconds += length[row["step"]] * batch_size / rate
+    return seconds
 
 
 def _rate(rows: list[dict[str, Any]]) -> float | None:
@@ -45,11 +80,5 @@ def _rate(rows: list[dict[str, Any]]) -> float | None:
     return len(timed) / sum(1 / rate for rate in timed) if timed else None
 
 
-def _recorded(run_folder: Path) -> set[int]:
+def _timed(run_folder: Path) -> set[int]:
     return {int(path.stem.removeprefix("times-")) for path in run_folder.glob("times-*.json")}
-
-
-def _elapsed(run_folder: Path, number: int, rows: list[dict[str, Any]]) -> float:
-    path = run_folder / f"times-{number:04d}.json"
-    recorded = read_json(path)["elapsed_s"] if path.exists() else 0.0
-    return max([recorded, *(row.get("elapsed_s", 0.0) for row in rows)])

@@ -72,6 +72,24 @@ class Journal:
         mode = self._arguments.wandb if self._processes.leads else "off"
         self._mirror = Mirror(mode, self.run, self.study, self.record.path, self.warn)
 
+    def trained_on(self, data: dict[str, Any], source: str) -> None:
+        """Record in the run's folder (`data.json`) what the data at `source` are, so that the run is never resumed on others.
+
+        Raises:
+            UserError: if the run was begun on others, or process 0 was given others.
+        """
+        mine = {"schema_version": store.SCHEMA_VERSION, **data}
+        if self._processes.tell("data", mine) != mine:
+            raise UserError(f"{source} holds other latents than process 0 was given: give all processes the same")
+        if self._processes.leads:
+            path = self.record.path / "data.json"
+            if not path.exists():
+                store.write_json(path, mine, self.fence)
+            elif store.read_json(path) != mine:
+                raise UserError(
+                    f"{source} holds other latents than this run was begun on: give those, or move {path.parent} away"
+                )
+
     def missing_evaluations(self) -> list[Evaluation]:
         """As `RunStore.missing_evaluations`, the same in every process."""
         keys = self._processes.tell("missing", [[e.step, e.key] for e in self.record.missing_evaluations()])
@@ -153,9 +171,7 @@ class Journal:
         """Record the run's state after this attempt and let the run go; `how` is the attempt's end where it is not the state."""
         if self._processes.leads:
             self._write_times()
-            if state == store.DONE:
-                fields |= self._goodput()
-            self.record.set_status(state, **self.progress, **fields)
+            self.record.set_status(state, **self.progress, **fields, **self._goodput())
             if self._lease is not None:
                 self._lease.end(how or state)
 
@@ -185,8 +201,11 @@ class Journal:
 
     def _goodput(self) -> dict[str, float]:
         """Of all attempts at the run, this one included; left out if an earlier one's rows cannot be read."""
+        alive = self._lease.attempt() if self._lease is not None else None
         with contextlib.suppress(UserError):
-            return {"goodput": round(goodput(self.record.path, self.run.batch_size).goodput, 4)}
+            found = goodput(self.record.path, self.run.batch_size, alive)
+            seconds = {"productive_s": round(found.productive_s, 3), "wall_s": round(found.wall_s, 3)}
+            return {"goodput": round(found.goodput, 4), **seconds}
         return {}
 
     def _write_times(self) -> None:

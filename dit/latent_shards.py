@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -299,4 +300,23 @@ def _check(path: Path, shard: Shard, verify: bool) -> None:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != shard.sha256:
-        raise UserError(f"shard {path} is corrupted: sha256 {digest[:12]}..., its manifest says {shard.sha256[:12]}...")
+        raise UserError(
+            f"shard {path} is corrupted {_place_of_damage(path, shard)}: sha256 {digest[:12]}..., its manifest says "
+            f"{shard.sha256[:12]}...: copy or encode it again"
+        )
+
+
+def _place_of_damage(path: Path, shard: Shard) -> str:
+    """Where a shard of the right size is not what was written: the first record that cannot be read, and its byte offset."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    reader = ArrayRecordReader(str(path), options="readahead_buffer_size:0", file_reader_buffer_size=2**15)
+    if reader.num_records() != shard.records:
+        return "in the index at its end"
+    for number in range(shard.records):
+        try:
+            reader.read([number])
+        except (RuntimeError, ValueError) as error:  # its own checksums, of each record, tell the place
+            offset = re.search(r"chunk at (\d+)", str(error))
+            return f"at record {number}" + (f" (byte {int(offset[1]):,})" if offset else "")
+    return "outside its records"

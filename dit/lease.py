@@ -27,7 +27,9 @@ from typing import Any
 from dit.lease_files import DiskFiles, LeaseFiles
 
 LEASE_S = 60.0
-"""Seconds without a heartbeat after which a run may be taken over; six heartbeats fit in."""
+"""Seconds without a heartbeat after which a run may be taken over."""
+
+BEATS_PER_LEASE = 6
 
 CANCEL, RETRY = "cancel.json", "retry.json"
 CANCELLED, PREEMPTED, LOST = "cancelled", "preempted", "lost"
@@ -230,7 +232,7 @@ class Lease:
             self.request_stop(CANCELLED)
 
     def _beat_on(self) -> None:
-        while not self._closed.wait(self.lease_s / 6):
+        while not self._closed.wait(self.lease_s / BEATS_PER_LEASE):
             try:
                 self.beat()
             except LeaseLost:

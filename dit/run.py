@@ -7,8 +7,9 @@ costs at most the steps since the last stop, and what is done again gives the sa
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxtyping import PyTree
 
@@ -32,6 +33,8 @@ from dit.scoring import Scorer, protocol_hash, scorer
 from dit.throughput import Meter
 from dit.train import Metrics, Program, TrainState, build
 from dit.watchdog import HANG_S, Watchdog
+
+T = TypeVar("T")
 
 
 def execute(
@@ -107,18 +110,28 @@ def _claim(folder: Path, run: RunConfig, processes: Processes, lease: Lease | No
 
 def _opened(journal: Journal, run: RunConfig, arguments: RunArguments, processes: Processes, *parts: Any) -> _Execution:
     """Everything that the run needs, opened and checked before anything is compiled; refused in all processes if in one."""
-    execution, problem = None, None
-    try:
+
+    def opened() -> _Execution:
         journal.begin()
-        execution = _Execution(journal, run, arguments, processes, *parts)
+        return _Execution(journal, run, arguments, processes, *parts)
+
+    execution = _in_all(processes, "the run is open", opened)
+    _in_all(processes, "its data are the run's", execution.record_data)
+    return execution
+
+
+def _in_all(processes: Processes, name: str, do: Callable[[], T]) -> T:
+    """What `do` returns, unless in some process it raises a UserError: then that is raised in all."""
+    done, problem = [], None
+    try:
+        done.append(do())
     except UserError as error:
         problem = str(error)
     try:
-        processes.agree("the run is open", problem)
+        processes.agree(name, problem)
     except UserError as error:
         raise _Refused(str(error)) from error
-    assert execution is not None
-    return execution
+    return done[0]
 
 
 class _Execution:
@@ -189,6 +202,13 @@ class _Execution:
                 raise Stopped
             self._evaluate_now(state)
         self._settle()
+
+    def record_data(self) -> None:
+        """Put on record what the run is trained on, where that is the user's own."""
+        if self.run.data.is_latent:
+            from dit.run_inputs import identity
+
+            self.journal.trained_on(identity(self.dataset), self.arguments.data)
 
     @property
     def step(self) -> int:
@@ -283,6 +303,6 @@ class _Execution:
         if self.run.data.is_latent:
             from dit.run_inputs import open_training_data
 
-            return open_training_data(self.run, self.arguments, self.journal.record.path, self.program.rows)
+            return open_training_data(self.run, self.arguments, self.program.rows)
         images = load_images(self.run.data.name)
         return ImageDataset(*images, self.run.batch_size, self.run.seed, self.program.rows)

@@ -1,13 +1,12 @@
 """What a run on latents takes from the user's disk: encoded images to train on, and all that a score of decoded samples needs.
 
-Everything is opened and checked before anything is compiled, and what a run was trained on is recorded in its folder (`data.json`), so that
-it is never resumed on other latents. Imported only by runs on latents: small images need none of it.
+Everything is opened and checked before anything is compiled. Imported only by runs on latents: small images need none of it.
 """
 
 from __future__ import annotations
 
 import functools
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
@@ -20,7 +19,6 @@ from dit.latent_shards import MANIFEST, Manifest, open_latents
 from dit.latents import LatentDataset
 from dit.reference import load
 from dit.scoring import Scorer
-from dit.store import SCHEMA_VERSION, read_json, write_json
 from dit.vae import LATENT_SCALE
 
 BATCH_SIZE = 64
@@ -28,12 +26,12 @@ BATCH_SIZE = 64
 
 
 def open_training_data(
-    run: RunConfig, arguments: RunArguments, folder: Path, rows: Int32[np.ndarray, " R"] | None = None
+    run: RunConfig, arguments: RunArguments, rows: Int32[np.ndarray, " R"] | None = None
 ) -> LatentDataset:
-    """The run's batches of latents, of which this process takes `rows`; `folder` is the run's.
+    """The run's batches of latents, of which this process takes `rows`.
 
     Raises:
-        UserError: if there are none, a shard is damaged, they do not fit the run, or the run was begun on others.
+        UserError: if there are none, a shard is damaged, or they do not fit the run.
     """
     if not arguments.data:
         raise UserError(
@@ -41,15 +39,12 @@ def open_training_data(
         )
     _, manifest = open_latents(arguments.data)
     check_fit(manifest, run.data, arguments.data)
-    path = folder / "data.json"
-    value = {"schema_version": SCHEMA_VERSION, "latents": manifest.identity, "vae_sha256": manifest.settings.vae_sha256}
-    if not path.exists():
-        write_json(path, value)
-    elif read_json(path) != value:
-        raise UserError(
-            f"{arguments.data} holds other latents than this run was begun on: give those, or move {folder} away"
-        )
     return LatentDataset(arguments.data, run.batch_size, run.seed, rows, verify=False)
+
+
+def identity(dataset: LatentDataset) -> dict[str, Any]:
+    """What tells these latents from all others: hashes of their manifest, which has each shard's, and of the autoencoder."""
+    return {"latents": dataset.manifest.identity, "vae_sha256": dataset.manifest.settings.vae_sha256}
 
 
 def check_fit(manifest: Manifest, data: DataConfig, source: str) -> None:

@@ -24,7 +24,10 @@ from sweeps.progress import fit, work
 
 @dataclass(frozen=True)
 class Summary:
-    """A study in a line: cells by state, seconds left (None: unknown), workers at work, silent ones, and the latest failure."""
+    """A study in a line: cells by state, seconds left (None: unknown), workers at work, silent ones, and the latest failure.
+
+    `goodput` is of all cells whose last attempt has ended (`dit.goodput`); None before the first has.
+    """
 
     cells: int
     states: dict[str, int]
@@ -32,6 +35,7 @@ class Summary:
     workers: int
     stale: tuple[str, ...]
     last_failure: str
+    goodput: float | None
 
 
 def status_rows(ledger: Ledger) -> list[Row]:
@@ -66,6 +70,7 @@ def _row(ledger: Ledger, cell: Cell, now: float | None) -> Row:
         "images_per_s": speed,
         "reason": printable(cell.reason) or None,
         "steps": run.steps,
+        **{name: cell.status.get(name) for name in ("goodput", "productive_s", "wall_s")},
         "attempts": cell.attempts,
         "worker": printable(owner_name(cell.attempt)) if held and cell.attempt else None,
         "engine": printable(cell.engine) or None,
@@ -147,7 +152,10 @@ def summary(rows: list[Row]) -> Summary:
     failures = [row for row in rows if row["status"] == FAILED]
     latest = max(failures, key=lambda row: row["time"] if isinstance(row["time"], int | float) else 0.0, default=None)
     last = "" if latest is None else f"{latest['run']} at step {latest['step']}: {latest['reason']}"
-    return Summary(len(rows), dict(states), known, workers, stale, last)
+    accounted = [row for row in rows if row["goodput"] is not None and row["wall_s"]]
+    wall = sum(row["wall_s"] for row in accounted)
+    goodput = sum(row["productive_s"] for row in accounted) / wall if wall else None
+    return Summary(len(rows), dict(states), known, workers, stale, last, goodput)
 
 
 def timestamp() -> str:

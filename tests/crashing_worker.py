@@ -1,14 +1,15 @@
 """`dit worker`, made to die, to hang, or to live in another hour at a chosen point; the product knows nothing of it.
 
-    python tests/crashing_worker.py [--crash WHERE:WHEN:N] [--fake] [--hour-ahead] <arguments of dit worker>
+    python tests/crashing_worker.py [--crash WHERE:WHEN:N] [--step-log FILE] [--fake] [--hour-ahead] <arguments of dit worker>
     python tests/crashing_worker.py --nursery
 
 WHERE is `claim`, `status`, `row`, `evaluation`, `samples`, `checkpoint` or `average`: the N-th such file, or row, of this process. WHEN is
 `before` or `after` it appears under its name, or `torn`: half a row is written. With --fake a cell is arithmetic instead of training: the
-same files in the same order under the same fence, without JAX. A nursery imports everything once and forks a worker for each line of
+same files in the same order under the same fence, without JAX. A step log has a line for each dispatch of training steps. A nursery imports everything once and forks a worker for each line of
 arguments (a JSON list) on standard input, telling its process number and then, a line each, which of them ended and how.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -86,6 +87,46 @@ def crash(where, when, number):
         os.replace, os.rename = around(os.replace), around(os.rename)
 
 
+def log_steps(place):
+    """Write down when training steps were at work: a line [last step, from, to] for each dispatch, by the system's monotonic clock.
+
+    From the end of the dispatch before it, or from its own beginning where it is the first of its loop; compiling is kept out of it.
+    """
+    import jax
+
+    import dit.run
+
+    build, train = dit.run.build, dit.run.train
+    log = open(place, "a", buffering=1)  # noqa: SIM115  # to this process's end
+    ended = 0.0
+
+    def logged(function):
+        compiled = []
+
+        def call(state, *batch):
+            nonlocal ended
+            if not compiled:
+                compiled.append(function.lower(state, *batch).compile())
+            began = ended or time.monotonic()
+            state, metrics = jax.block_until_ready(compiled[0](state, *batch))
+            ended = time.monotonic()
+            log.write(json.dumps([int(state.step), began, ended]) + "\n")
+            return state, metrics
+
+        return call
+
+    def build_logged(*arguments):
+        program = build(*arguments)
+        return dataclasses.replace(program, step=logged(program.step), steps=logged(program.steps))
+
+    def train_logged(*arguments, **options):
+        nonlocal ended
+        ended = 0.0
+        return train(*arguments, **options)
+
+    dit.run.build, dit.run.train = build_logged, train_logged
+
+
 def fake_execute(folder, study, run, arguments, report, lease):
     """Arithmetic in the place of training; everything else as a run does it."""
     record = RunStore(folder, run, lease.check)
@@ -143,11 +184,13 @@ def _number(state):
 
 def main(argv):
     """Arrange what the options ask for, then work."""
-    while argv and argv[0] in ("--crash", "--fake", "--hour-ahead"):
+    while argv and argv[0] in ("--crash", "--step-log", "--fake", "--hour-ahead"):
         option = argv.pop(0)
         if option == "--crash":
             where, when, number = argv.pop(0).split(":")
             crash(where, when, int(number))
+        elif option == "--step-log":
+            log_steps(argv.pop(0))
         elif option == "--fake":
             import sweeps.worker
 

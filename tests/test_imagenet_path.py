@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,8 +19,10 @@ from conftest import GOLDEN
 from PIL import Image
 from safetensors.numpy import save_file
 from sklearn.datasets import load_sample_images
+from worker_processes import fake_cells, holdings, make_study
 
 import dit.cli.evaluate
+import dit.run
 import dit.run_inputs
 from dit import inception_weights, reference
 from dit.cli import main
@@ -26,12 +30,18 @@ from dit.config import Evaluation, RunArguments, RunConfig
 from dit.decoding import open_decoder
 from dit.errors import UserError
 from dit.extractors import Features, NetworkExtractor
+from dit.journal import Journal
+from dit.latent_shards import MANIFEST, Manifest, ShardWriter, open_latents, shard_name, write_json
+from dit.latents import LatentSource
+from dit.lease import LeaseLost, Stopped
 from dit.metrics.frechet import Gaussian, frechet_distance
+from dit.processes import Processes
 from dit.run import execute
-from dit.run_inputs import check_fit, open_scorer, open_training_data
+from dit.run_inputs import check_fit, identity, open_scorer, open_training_data
 from dit.sampling import Sampler
 from dit.store import RunStore, Study, save_study
 from dit.weights import open_checkpoint
+from sweeps.ledger import Ledger
 from sweeps.study import declared
 
 ROOT = Path(__file__).parents[1]
@@ -206,8 +216,6 @@ def test_an_evaluation_that_does_not_suit_latents_is_refused(
     ],
 )
 def test_latents_that_do_not_fit_the_study_are_refused(inputs: Inputs, changes: dict[str, int], message: str) -> None:
-    from dit.latent_shards import open_latents
-
     (run, _) = declared(str(inputs.study)).runs
     _, manifest = open_latents(inputs.latents)
     check_fit(manifest, run.data, "here")
@@ -217,14 +225,111 @@ def test_latents_that_do_not_fit_the_study_are_refused(inputs: Inputs, changes: 
 
 def test_a_run_is_not_resumed_on_other_latents(inputs: Inputs, tmp_path: Path) -> None:
     (run, _) = declared(str(inputs.study)).runs
-    dataset = open_training_data(run, arguments(inputs), tmp_path)
+    dataset = open_training_data(run, arguments(inputs))
     latents, labels = dataset.batch(0)
     assert latents.shape == (4, 8, 8, 4) and set(labels.tolist()) <= {0, 1}
-    open_training_data(run, arguments(inputs), tmp_path)
-    value = json.loads((tmp_path / "data.json").read_text())
-    (tmp_path / "data.json").write_text(json.dumps({**value, "latents": "0" * 64}))
-    with pytest.raises(UserError, match="other latents than this run was begun on"):
-        open_training_data(run, arguments(inputs), tmp_path)
+    allowed = [True]
+
+    def fence() -> None:
+        if not allowed[0]:
+            raise LeaseLost
+
+    journal = Journal(tmp_path, "small", run, arguments(inputs), lambda event: None, None, Processes())
+    journal.fence, place = fence, journal.record.path / "data.json"
+    allowed[0] = False
+    with pytest.raises(LeaseLost):
+        journal.trained_on(identity(dataset), "here")
+    assert not place.exists()
+    allowed[0] = True
+    for _ in range(2):
+        journal.trained_on(identity(dataset), "here")
+    value = json.loads(place.read_text())
+    place.write_text(json.dumps({**value, "latents": "0" * 64}))
+    with pytest.raises(UserError, match="here holds other latents than this run was begun on"):
+        journal.trained_on(identity(dataset), "here")
+    journal._processes.tell = lambda name, value: {**value, "latents": "1" * 64}
+    with pytest.raises(UserError, match="here holds other latents than process 0"):
+        journal.trained_on(identity(dataset), "here")
+
+
+def more_shards(source: Path, folder: Path, shards: int = 3) -> Path:
+    """The records of those latents again, over several shards."""
+    source_folder, manifest = open_latents(source)
+    records = LatentSource(source_folder, manifest)
+    folder.mkdir(parents=True)
+    parts = np.array_split(np.arange(len(records)), shards)
+    settings = dataclasses.replace(manifest.settings, shard_size=len(parts[0]))
+    written = []
+    for i, part in enumerate(parts):
+        writer = ShardWriter(folder, shard_name(i))
+        for index in part.tolist():
+            writer.write(records[index])
+        written.append(writer.finish([]))
+    write_json(folder / MANIFEST, Manifest(settings, tuple(written)))
+    return folder
+
+
+def flip(path: Path) -> None:
+    """One bit, in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    """The second half gone."""
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def encode_otherwise(path: Path) -> None:
+    """Whole latents in its folder, but others."""
+    shutil.copy(more_shards(path.parent, path.parents[1] / "otherwise", shards=2) / MANIFEST, path.parent)
+    for name in (shard_name(0), shard_name(1)):
+        shutil.copy(path.parents[1] / "otherwise" / name, path.parent)
+
+
+def test_a_corrupted_shard_fails_its_cell_alone_and_costs_nothing_once_it_is_mended(
+    inputs: Inputs, small_inception, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two cells of one study, of which one is on the latents, worked on again and again while a shard is damaged in three ways."""
+    latents, pristine = more_shards(inputs.latents, tmp_path / "latents"), tmp_path / "pristine"
+    shutil.copytree(latents, pristine)
+    shard = latents / shard_name(1)
+    runs = (declared(str(inputs.study)).runs[0], fake_cells(1, steps=4)[0])
+    paths = ["--data", latents, "--vae", inputs.vae, "--reference", inputs.reference, "--log-every", 2]
+
+    def work(folder: Path) -> tuple[int, str]:
+        code = main(["worker", "--study", str(folder), *map(str, paths)])
+        return code, capsys.readouterr().err
+
+    straight, folder = (make_study(tmp_path / name, runs) for name in ("straight", "study"))
+    assert work(straight)[0] == 0
+    for damage, message in (
+        (flip, r"shard \S*/shard-00001\.arrayrecord is corrupted at record 1 \(byte [\d,]+\): sha256 \w+\.\.\., its manifest says"),
+        (cut, r"shard \S*/shard-00001\.arrayrecord has [\d,]+ bytes; its manifest says [\d,]+"),
+        (encode_otherwise, r"\S*latents holds other latents than this run was begun on"),
+    ):
+        damage(shard)
+        code, said = work(folder)
+        states = {cell.run.data.name: (cell.state, cell.reason) for cell in Ledger(folder).cells()}
+        assert (code, states["digits"]) == (3, ("done", ""))
+        assert states["crops64"][0] == "failed" and re.match(message, states["crops64"][1]), states
+        assert said.count(states["crops64"][1]) == 1 and "Traceback" not in said
+        shutil.rmtree(latents)
+        shutil.copytree(pristine, latents)
+        assert main(["retry", str(folder)]) == 0
+        if damage is cut:  # the last damage comes to a run that has begun
+            with monkeypatch.context() as stopping:
+                stopping.setattr(dit.run, "train", stop)
+                assert work(folder)[0] == 0
+            assert Ledger(folder).cell(runs[0]).state == "retryable"
+    assert work(folder)[0] == 0
+    assert holdings(folder) == holdings(straight)
+
+
+def stop(*_: object, **__: object) -> None:
+    """Ends an attempt that has opened everything."""
+    raise Stopped
 
 
 @pytest.mark.slow

@@ -67,10 +67,10 @@ class Nursery:
             else:
                 self.codes[told["ended"]] = told["code"]
 
-    def start(self, folder, *options, crash=None):
+    def start(self, folder, *options, crash=None, before=()):
         """A worker's process number."""
         crashing = ["--crash", crash] if crash else []
-        arguments = line(folder, *options, before=crashing)[2:]
+        arguments = line(folder, *options, before=[*crashing, *before])[2:]
         self.process.stdin.write(json.dumps([str(self.log), *arguments]) + "\n")
         self.process.stdin.flush()
         return self._started.get(timeout=120)

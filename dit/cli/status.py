@@ -1,7 +1,7 @@
 """Show where a study stands: each cell's state, step, loss, speed, best score and time left, stale workers, and what failed last.
 
 States: planned, queued (an engine has it), running, trained, evaluated, done, failed, retryable (preempted, or lost with its worker: it
-goes on when next claimed), cancelled. With --watch the table is drawn anew every two seconds until all cells have ended.
+goes on when next claimed), cancelled. Goodput: the share of the time of all attempts at a cell that went into steps which count. With --watch the table is drawn anew every two seconds until all cells have ended.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
             **{f"best {metric}": row.get(metric) for metric in metrics},
             "left": _duration(row["left_s"]) if row["status"] != DONE else "",
             "attempts": row["attempts"],
+            "goodput": row["goodput"],
             "worker": row["worker"] or row["engine"],
             "reason": (row["reason"] or "")[:80],
         }
@@ -92,6 +93,8 @@ def _totals(rows: list[dict[str, Any]]) -> str:
             f" with {total.workers} worker{'s' * (total.workers != 1)}" if total.workers else " of one worker's time"
         )
         parts.append(f"time left {_duration(total.left_s)}" + (workers if total.left_s is not None else ""))
+    if total.goodput is not None:
+        parts.append(f"goodput {100 * total.goodput:.1f} %")
     lines = [", ".join(parts)]
     lines += [f"stale: {one}" for one in total.stale]
     lines += [f"last failure: {total.last_failure}"] * bool(total.last_failure)
