@@ -45,7 +45,7 @@ class Journal:
         lease: Lease | None,
         processes: Processes,
     ):
-        self.study, self.run, self._lease, self._processes = study, run, lease, processes
+        self.study, self.run, self._lease, self.processes = study, run, lease, processes
         self.fence = lease.check if lease is not None else store.no_fence
         self.record = RunStore(folder, run, self.fence)
         self._report = report if processes.leads else lambda event: None
@@ -61,7 +61,7 @@ class Journal:
 
     def begin(self) -> None:
         """Make the run's folder or check that it is this run's, and record where and under what the attempt runs."""
-        if self._processes.leads:
+        if self.processes.leads:
             self.record.create()
             place = self.record.path / f"environment-{self.attempt:04d}.json"
             store.write_json(place, environment(), self.fence)
@@ -69,7 +69,7 @@ class Journal:
 
     def open_mirror(self) -> None:
         """Start the mirror, if one was asked for, once the run is known to be sound."""
-        mode = self._arguments.wandb if self._processes.leads else "off"
+        mode = self._arguments.wandb if self.processes.leads else "off"
         self._mirror = Mirror(mode, self.run, self.study, self.record.path, self.warn)
 
     def trained_on(self, data: dict[str, Any], source: str) -> None:
@@ -79,9 +79,9 @@ class Journal:
             UserError: if the run was begun on others, or process 0 was given others.
         """
         mine = {"schema_version": store.SCHEMA_VERSION, **data}
-        if self._processes.tell("data", mine) != mine:
+        if self.processes.tell("data", mine) != mine:
             raise UserError(f"{source} holds other latents than process 0 was given: give all processes the same")
-        if self._processes.leads:
+        if self.processes.leads:
             path = self.record.path / "data.json"
             if not path.exists():
                 store.write_json(path, mine, self.fence)
@@ -92,13 +92,13 @@ class Journal:
 
     def missing_evaluations(self) -> list[Evaluation]:
         """As `RunStore.missing_evaluations`, the same in every process."""
-        keys = self._processes.tell("missing", [[e.step, e.key] for e in self.record.missing_evaluations()])
+        keys = self.processes.tell("missing", [[e.step, e.key] for e in self.record.missing_evaluations()])
         return [e for e in sorted(self.run.evaluations, key=lambda e: e.step) if [e.step, e.key] in keys]
 
     def log(self, row: dict[str, Any]) -> None:
         """Record a row of training metrics."""
         self.progress["loss"] = row["loss"]
-        if self._processes.leads:
+        if self.processes.leads:
             self._metrics = self._metrics or MetricsWriter(self.record.path, self.attempt, self.fence)
             self._metrics.write(row)
             if self._mirror is not None:
@@ -115,13 +115,13 @@ class Journal:
     def stopped_at(self, step: int) -> None:
         """Record that training stands at a step, and the attempt's times."""
         self.progress["step"] = step
-        if self._processes.leads:
+        if self.processes.leads:
             self.record.set_status(store.RUNNING, **self.progress)
             self._write_times()
 
     def keep_unfinished(self, step: int, metrics: dict[str, np.ndarray]) -> None:
         """Keep the metrics of the steps before `step` that no row tells of yet: the row will, once its block is whole."""
-        if self._processes.leads:
+        if self.processes.leads:
             exact = {name: [str(array.dtype), [float(x).hex() for x in array]] for name, array in metrics.items()}
             value = {"schema_version": store.SCHEMA_VERSION, "step": step, "metrics": exact}
             store.write_json(self._unfinished, value, self.fence)
@@ -129,10 +129,10 @@ class Journal:
     def unfinished(self, step: int) -> dict[str, np.ndarray]:
         """What `keep_unfinished` kept of that very step; nothing if it was of another."""
         found = {}
-        if self._processes.leads and self._unfinished.exists():
+        if self.processes.leads and self._unfinished.exists():
             value = store.read_json(self._unfinished)
             found = value["metrics"] if value["step"] == step else {}
-        found = self._processes.tell("unfinished", found)
+        found = self.processes.tell("unfinished", found)
         return {name: np.array([*map(float.fromhex, values)]).astype(dtype) for name, (dtype, values) in found.items()}
 
     @property
@@ -151,7 +151,7 @@ class Journal:
     ) -> None:
         """Record a score: its first samples, then the row that says it is there."""
         row = score_row(self.run, self.study, evaluation, score, protocol_hash)
-        if self._processes.leads:
+        if self.processes.leads:
             kept = self.record.samples_path(evaluation)
             kept.parent.mkdir(parents=True, exist_ok=True)
             beside = kept.with_name(f".{kept.name}.{self.attempt}")
@@ -163,13 +163,14 @@ class Journal:
             os.replace(beside, kept)
             value = {"schema_version": store.SCHEMA_VERSION, "row": row, "protocol": protocol, "floor": floor}
             store.write_json(self.record.evaluation_path(evaluation), value, self.fence)
+            self.record.drawn_path(evaluation).unlink(missing_ok=True)
             if self._mirror is not None:
                 self._mirror.log({key: row[key] for key in ("step", "train_gflops", evaluation.metric)})
         self.event("scored", step=evaluation.step, **{evaluation.metric: row[evaluation.metric]})
 
     def end(self, state: str, how: str = "", **fields: Any) -> None:
         """Record the run's state after this attempt and let the run go; `how` is the attempt's end where it is not the state."""
-        if self._processes.leads:
+        if self.processes.leads:
             self._write_times()
             self.record.set_status(state, **self.progress, **fields, **self._goodput())
             if self._lease is not None:

@@ -301,7 +301,7 @@ def _check(path: Path, shard: Shard, verify: bool) -> None:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != shard.sha256:
         raise UserError(
-            f"shard {path} is corrupted {_place_of_damage(path, shard)}: sha256 {digest[:12]}..., its manifest says "
+            f"shard {path} is corrupted ({_place_of_damage(path, shard)}): sha256 {digest[:12]}..., its manifest says "
             f"{shard.sha256[:12]}...: copy or encode it again"
         )
 
@@ -312,11 +312,11 @@ def _place_of_damage(path: Path, shard: Shard) -> str:
 
     reader = ArrayRecordReader(str(path), options="readahead_buffer_size:0", file_reader_buffer_size=2**15)
     if reader.num_records() != shard.records:
-        return "in the index at its end"
+        return "the index at its end"
     for number in range(shard.records):
         try:
             reader.read([number])
         except (RuntimeError, ValueError) as error:  # its own checksums, of each record, tell the place
             offset = re.search(r"chunk at (\d+)", str(error))
-            return f"at record {number}" + (f" (byte {int(offset[1]):,})" if offset else "")
+            return f"record {number}" + (f" at byte {int(offset[1]):,}" if offset else "")
     return "outside its records"

@@ -6,6 +6,7 @@ be issued by a background thread while a step runs. A process that does not come
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
@@ -41,8 +42,10 @@ class Processes:
         """Whether this is process 0."""
         return self.index == 0
 
-    def tell(self, name: str, value: Any) -> Any:
+    def tell(self, name: str, value: Any, patiently: bool = False) -> Any:
         """Process 0's value (JSON) in every process; what the others pass is not looked at.
+
+        They wait until the deadline, or `patiently`, as long as process 0 lives: JAX ends them when it is lost.
 
         Raises:
             Absent: if process 0 says nothing until the deadline.
@@ -53,6 +56,9 @@ class Processes:
         if self.leads:
             ocp.multihost.get_jax_distributed_client().key_value_set(key, json.dumps(value))
             return json.loads(json.dumps(value))
+        while patiently:
+            with contextlib.suppress(Absent):
+                return self._hear(key, 0, name, self.deadline_s)
         return self._hear(key, 0, name, self.deadline_s)
 
     def agree(self, name: str, problem: str | None) -> None:

@@ -20,6 +20,7 @@ from dit.config import Evaluation, RunArguments, RunConfig
 from dit.data import Dataset, ImageDataset, load_images
 from dit.errors import UserError
 from dit.journal import Journal, Report
+from dit.kept_samples import KeptSamples
 from dit.lease import PREEMPTED, Busy, Lease, LeaseLost, Observer, Stopped, claim, run_files
 from dit.loop import Diverged, steps_per_dispatch, train
 from dit.manifest import Corrupt
@@ -288,7 +289,10 @@ class _Execution:
         with self.journal.timed("score"):
             judge = self.judges.get(evaluation) or scorer(evaluation.features)
             protocol = judge.protocol(self.run, evaluation)
-            score, images, labels = self.draws.score(judge, evaluation, params)
+            made_of = [self.run.hash, evaluation.step, evaluation.ema, protocol, self.draws.batch_size]
+            place = self.journal.record.drawn_path(evaluation)
+            kept = KeptSamples(place, made_of, self.journal.processes, self.journal.fence)
+            score, images, labels = self.draws.score(judge, evaluation, params, kept)
         self.journal.scored(evaluation, score, protocol, protocol_hash(protocol), judge.floor, images, labels)
 
     def _judges(self) -> dict[Evaluation, Scorer]:

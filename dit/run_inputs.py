@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from dit.config import DataConfig, Evaluation, RunArguments, RunConfig
+from dit.data import Dataset
 from dit.decoding import Decoder, open_decoder
 from dit.errors import UserError
 from dit.extractors import make_extractor
@@ -42,8 +43,9 @@ def open_training_data(
     return LatentDataset(arguments.data, run.batch_size, run.seed, rows, verify=False)
 
 
-def identity(dataset: LatentDataset) -> dict[str, Any]:
+def identity(dataset: Dataset) -> dict[str, Any]:
     """What tells these latents from all others: hashes of their manifest, which has each shard's, and of the autoencoder."""
+    assert isinstance(dataset, LatentDataset)
     return {"latents": dataset.manifest.identity, "vae_sha256": dataset.manifest.settings.vae_sha256}
 
 

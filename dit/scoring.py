@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,13 +40,8 @@ class Scorer:
         """Fréchet distance of the images' pooled features to those of the whole real set."""
         return frechet_distance(_gaussian(self.extractor.extract(images).pooled), self.reference)
 
-    def score_batches(self, batches: Iterable[UInt8[np.ndarray, "B H W C"]]) -> float:
-        """As `score`, of images that need not fit in memory together."""
-        moments = None
-        for images in batches:
-            pooled = self.extractor.extract(images).pooled
-            moments = (Moments(pooled.shape[1]) if moments is None else moments).update(pooled)
-        assert moments is not None
+    def distance(self, moments: Moments) -> float:
+        """As `score`, of the moments of pooled features."""
         return frechet_distance(moments.gaussian(), self.reference)
 
     def protocol(self, run: RunConfig, evaluation: Evaluation) -> dict[str, Any]:

@@ -6,6 +6,7 @@
     DIR/runs/<run>/metrics/<n>.jsonl     rows logged by attempt n: step, loss, grad_norm, images_per_s, train_gflops
     DIR/runs/<run>/evals/<step>-<key>.json   one row of the results table with its protocol
     DIR/runs/<run>/samples/<step>-<key>.npz  the first samples of that evaluation (NHWC uint8, with labels)
+    DIR/runs/<run>/drawn/<step>-<key>.part   samples of an evaluation under way, see `dit.kept_samples`
     DIR/runs/<run>/status.json           state, step, loss, attempt, reason
     DIR/runs/<run>/attempts/<n>.json     who holds the run and how attempts ended, see `dit.lease`
     DIR/arguments.json                   how its runs are carried out: the arguments that workers take where theirs are silent
@@ -192,9 +193,12 @@ class RunStore:
         """
         self.check_place()
         self.fence()
-        for pattern in (".*.json.*", "*/.*.npz.*", "evals/.*.json.*", "attempts/.[0-9]*.json.*"):
+        for pattern in (".*.json.*", "*/.*.npz.*", "evals/.*.json.*", "attempts/.[0-9]*.json.*", "drawn/.*.part.*"):
             for unfinished in self.path.glob(pattern):
                 unfinished.unlink(missing_ok=True)
+        for evaluation in self.run.evaluations:  # its writer may have died between the two files
+            if self.evaluation_path(evaluation).exists():
+                self.drawn_path(evaluation).unlink(missing_ok=True)
         path = self.path / "config.json"
         identity = {"schema_version": SCHEMA_VERSION, "hash": self.run.hash, **self.run.identity}
         if not path.exists():
@@ -231,6 +235,10 @@ class RunStore:
     def samples_path(self, evaluation: Evaluation) -> Path:
         """Where that evaluation's first samples are, or will be."""
         return self.path / "samples" / f"{evaluation.step:08d}-{evaluation.key}.npz"
+
+    def drawn_path(self, evaluation: Evaluation) -> Path:
+        """Where samples of that evaluation are kept while it is under way."""
+        return self.path / "drawn" / f"{evaluation.step:08d}-{evaluation.key}.part"
 
     def evaluation_names(self) -> set[str]:
         """Names of the files of every evaluation on record: one look at the folder."""

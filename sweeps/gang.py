@@ -22,8 +22,8 @@ class Gang(Protocol):
         """Whether this is process 0."""
         ...
 
-    def tell(self, name: str, value: Any) -> Any:
-        """Process 0's value, in every process."""
+    def tell(self, name: str, value: Any, patiently: bool = False) -> Any:
+        """Process 0's value, in every process; `patiently`: however long it takes to come, while process 0 lives."""
         ...
 
 
@@ -32,7 +32,7 @@ class Alone:
 
     count, leads = 1, True
 
-    def tell(self, name: str, value: Any) -> Any:
+    def tell(self, name: str, value: Any, patiently: bool = False) -> Any:
         """The value."""
         return value
 

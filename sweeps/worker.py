@@ -71,7 +71,7 @@ class Worker:
             code = self.whatever_is_left() if name is None else self.one(name)
             self.gang.tell("cell", "")
             return self.gang.tell("exit code", code)
-        while cell := self.gang.tell("cell", None):
+        while cell := self.gang.tell("cell", None, patiently=True):  # process 0 may have to wait for a free one
             self._execute(self.ledger.run(cell), None)
         return self.gang.tell("exit code", None)
 

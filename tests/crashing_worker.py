@@ -3,10 +3,11 @@
     python tests/crashing_worker.py [--crash WHERE:WHEN:N] [--step-log FILE] [--fake] [--hour-ahead] <arguments of dit worker>
     python tests/crashing_worker.py --nursery
 
-WHERE is `claim`, `status`, `row`, `evaluation`, `samples`, `checkpoint` or `average`: the N-th such file, or row, of this process. WHEN is
-`before` or `after` it appears under its name, or `torn`: half a row is written. With --fake a cell is arithmetic instead of training: the
-same files in the same order under the same fence, without JAX. A step log has a line for each dispatch of training steps. A nursery imports everything once and forks a worker for each line of
-arguments (a JSON list) on standard input, telling its process number and then, a line each, which of them ended and how.
+WHERE is `claim`, `status`, `row`, `evaluation`, `samples`, `checkpoint`, `average` or `drawn`: the N-th such file, or row, of this process.
+WHEN is `before` or `after` it appears under its name, or `torn`: half a row is written. With --fake a cell is arithmetic instead of
+training: the same files in the same order under the same fence, without JAX. A step log has a line for each dispatch of training steps. A
+nursery imports everything once and forks a worker for each line of arguments (a JSON list) on standard input, telling its process number
+and then, a line each, which of them ended and how.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Goodput of several attempts against sums done by hand, and, of a real cell under fire, against a log that the product knows nothing of."""
+"""Goodput of several attempts against sums done by hand, and, of a real cell under fire, against a log that a hook keeps."""
 
 import json
 import os

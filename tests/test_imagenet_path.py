@@ -66,6 +66,19 @@ def runs():
     ]
 '''
 
+MORE = """
+
+on_latents = runs
+
+
+def runs():
+    import dataclasses
+
+    from worker_processes import fake_cells
+
+    return [dataclasses.replace(run, evaluations=()) for run in on_latents()] + list(fake_cells(2, steps=4))
+"""
+
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
@@ -247,7 +260,7 @@ def test_a_run_is_not_resumed_on_other_latents(inputs: Inputs, tmp_path: Path) -
     place.write_text(json.dumps({**value, "latents": "0" * 64}))
     with pytest.raises(UserError, match="here holds other latents than this run was begun on"):
         journal.trained_on(identity(dataset), "here")
-    journal._processes.tell = lambda name, value: {**value, "latents": "1" * 64}
+    journal.processes.tell = lambda name, value: {**value, "latents": "1" * 64}
     with pytest.raises(UserError, match="here holds other latents than process 0"):
         journal.trained_on(identity(dataset), "here")
 
@@ -270,9 +283,9 @@ def more_shards(source: Path, folder: Path, shards: int = 3) -> Path:
 
 
 def flip(path: Path) -> None:
-    """One bit, in the middle."""
+    """One bit, in the first record."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[300] ^= 1
     path.write_bytes(content)
 
 
@@ -289,23 +302,26 @@ def encode_otherwise(path: Path) -> None:
 
 
 def test_a_corrupted_shard_fails_its_cell_alone_and_costs_nothing_once_it_is_mended(
-    inputs: Inputs, small_inception, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+    inputs: Inputs, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two cells of one study, of which one is on the latents, worked on again and again while a shard is damaged in three ways."""
     latents, pristine = more_shards(inputs.latents, tmp_path / "latents"), tmp_path / "pristine"
     shutil.copytree(latents, pristine)
     shard = latents / shard_name(1)
-    runs = (declared(str(inputs.study)).runs[0], fake_cells(1, steps=4)[0])
-    paths = ["--data", latents, "--vae", inputs.vae, "--reference", inputs.reference, "--log-every", 2]
+    both = (declared(str(inputs.study)).runs[0], fake_cells(1, steps=4)[0])
+    runs = tuple(dataclasses.replace(run, evaluations=()) for run in both)
 
     def work(folder: Path) -> tuple[int, str]:
-        code = main(["worker", "--study", str(folder), *map(str, paths)])
+        code = main(["worker", "--study", str(folder), "--data", str(latents), "--log-every", "2"])
         return code, capsys.readouterr().err
 
     straight, folder = (make_study(tmp_path / name, runs) for name in ("straight", "study"))
     assert work(straight)[0] == 0
     for damage, message in (
-        (flip, r"shard \S*/shard-00001\.arrayrecord is corrupted at record 1 \(byte [\d,]+\): sha256 \w+\.\.\., its manifest says"),
+        (
+            flip,
+            r"shard \S*/shard-00001\.arrayrecord is corrupted \(record 0 at byte 64\): sha256 \w+\.\.\., its manifest says",
+        ),
         (cut, r"shard \S*/shard-00001\.arrayrecord has [\d,]+ bytes; its manifest says [\d,]+"),
         (encode_otherwise, r"\S*latents holds other latents than this run was begun on"),
     ):
@@ -321,9 +337,48 @@ def test_a_corrupted_shard_fails_its_cell_alone_and_costs_nothing_once_it_is_men
         if damage is cut:  # the last damage comes to a run that has begun
             with monkeypatch.context() as stopping:
                 stopping.setattr(dit.run, "train", stop)
-                assert work(folder)[0] == 0
+                assert work(folder)[0] == 75
             assert Ledger(folder).cell(runs[0]).state == "retryable"
     assert work(folder)[0] == 0
+    assert holdings(folder) == holdings(straight)
+
+
+@pytest.mark.long
+def test_a_sweep_goes_on_without_the_cells_of_a_corrupted_shard(inputs: Inputs, tmp_path: Path) -> None:
+    """The same through `dit sweep`, whose cells on small images are scored: one line, exit code 3, and after `dit retry` the same table."""
+    latents = more_shards(inputs.latents, tmp_path / "latents")
+    shard = latents / shard_name(1)
+    (tmp_path / "mixed.py").write_text(inputs.study.read_text() + MORE)
+
+    def sweep(folder: Path) -> tuple[int, str]:
+        command = [
+            sys.executable,
+            "-m",
+            "dit",
+            "sweep",
+            str(tmp_path / "mixed.py"),
+            "--out",
+            str(folder),
+            "--data",
+            str(latents),
+        ]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "tests", ROOT)))}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+        return done.returncode, done.stderr
+
+    straight, folder, whole = tmp_path / "straight", tmp_path / "study", shard.read_bytes()
+    assert sweep(straight)[0] == 0
+    flip(shard)
+    code, said = sweep(folder)
+    assert code == 3, said
+    failures = [
+        line for line in said.splitlines() if "is corrupted (record 0 at byte 64)" in line and str(shard) in line
+    ]
+    assert len(failures) == 2 and "Traceback" not in said
+    assert [cell.state for cell in Ledger(folder).cells()] == ["failed", "failed", "done", "done"]
+    shard.write_bytes(whole)
+    assert main(["retry", str(folder)]) == 0
+    assert sweep(folder)[0] == 0
     assert holdings(folder) == holdings(straight)
 
 

@@ -145,7 +145,7 @@ def flip_a_bit(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (flip_a_bit, "corrupted: sha256"),
+        (flip_a_bit, r"corrupted \(outside its records\): sha256"),
         (lambda path: path.write_bytes(path.read_bytes()[:-100]), "bytes; its manifest says"),
         (lambda path: path.unlink(), "is missing"),
     ],
@@ -166,6 +166,8 @@ def test_damage_that_happens_later_is_named_when_it_is_read(folder: Path) -> Non
     assert source[20].image_id == "class/20.jpg"
     with pytest.raises(UserError, match=r"shard-00000\.arrayrecord is corrupted: record 5"):
         source[5]
+    with pytest.raises(UserError, match=r"shard-00000\.arrayrecord is corrupted \(record 5 at byte [\d,]+\): sha256"):
+        open_latents(folder)
 
 
 def test_a_manifest_that_is_not_one_is_refused(folder: Path) -> None:

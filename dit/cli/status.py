@@ -1,7 +1,8 @@
 """Show where a study stands: each cell's state, step, loss, speed, best score and time left, stale workers, and what failed last.
 
 States: planned, queued (an engine has it), running, trained, evaluated, done, failed, retryable (preempted, or lost with its worker: it
-goes on when next claimed), cancelled. Goodput: the share of the time of all attempts at a cell that went into steps which count. With --watch the table is drawn anew every two seconds until all cells have ended.
+goes on when next claimed), cancelled. Goodput is the share of the time of all attempts at a cell, killed ones too, that went into steps
+which no later attempt had to do again. With --watch the table is drawn anew every two seconds until all cells have ended.
 """
 
 from __future__ import annotations
