@@ -40,10 +40,14 @@ def place_of(target):
         return "claim"
     if path.name == "status.json":
         return "status"
-    if path.parent.name in ("evals", "samples", "checkpoints", "ema"):
-        kinds = {"evals": "evaluation", "samples": "samples", "checkpoints": "checkpoint", "ema": "average"}
-        return kinds[path.parent.name] if not path.name.startswith(".") else ""
-    return ""
+    kinds = {
+        "evals": "evaluation",
+        "samples": "samples",
+        "checkpoints": "checkpoint",
+        "ema": "average",
+        "drawn": "drawn",
+    }
+    return kinds.get(path.parent.name, "") if not path.name.startswith(".") else ""
 
 
 def crash(where, when, number):
@@ -86,6 +90,10 @@ def crash(where, when, number):
         os.link = around(os.link)
     else:
         os.replace, os.rename = around(os.replace), around(os.rename)
+    if where == "drawn":
+        from dit import kept_samples
+
+        kept_samples.SAVE_EVERY_S = 0.0  # after every batch
 
 
 def log_steps(place):

@@ -10,20 +10,29 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+import worker_processes
 from process_group import free_port
-from worker_processes import SCRIPT, Nursery, attempts_of, ended, fake_cells, holdings, line, make_study, wait_for
+from worker_processes import SCRIPT, Nursery, attempts_of, ended, fake_cells, holdings, line, wait_for
 
+from dit.config import RunArguments
 from dit.errors import UserError
-from dit.lease import is_gone
 from dit.run import reason_of
 from dit.store import RunStore
+from sweeps import arguments
 from sweeps.engines import local
 from sweeps.ledger import Ledger
 
 RUNS = fake_cells(12)
+
+
+def make_study(folder, runs):
+    """A study whose evaluations take four batches."""
+    arguments.save(worker_processes.make_study(folder, runs), RunArguments(sample_batch_size=4))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +76,8 @@ POINTS = [
     "checkpoint:after:1",
     "average:before:1",
     "average:after:1",
+    "drawn:before:1",
+    "drawn:after:2",
     "samples:before:1",
     "samples:after:1",
     "evaluation:before:1",
@@ -82,50 +93,51 @@ def test_workers_killed_between_any_two_files_cost_nothing(nursery, whole, tmp_p
     for point in POINTS:
         code = nursery.wait(nursery.start(folder, crash=point))
         assert code == -signal.SIGKILL, (point, code, nursery.log.read_text())
+        assert bool(list(folder.rglob("drawn/*.part"))) == (point == "drawn:after:2"), point
         for run in runs:
-            Ledger(folder).retry(
-                run
-            )  # three deaths in a row without a checkpoint would be a failure: a person says go on
+            Ledger(folder).retry(run)  # three deaths in a row without a checkpoint are a failure: a person says go on
     resume(nursery, folder)
     assert holdings(folder) == of(whole, runs)
     assert sum(not one.ended for run in runs for one in attempts_of(folder, run)) == len(POINTS)
 
 
-def in_hand(folder, runs):
-    """Who works on each cell: the process number of every attempt that has not ended."""
-    last = [(attempts_of(folder, run) or [None])[-1] for run in runs]
-    return {one.owner["pid"] for one in last if one is not None and not one.ended and not is_gone(one.owner)}
+KILLS = 100
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kills", [100])
-def test_a_hundred_random_kills_across_twelve_cells_cost_nothing(nursery, tmp_path, kills):
-    straight = make_study(tmp_path / "straight", RUNS)
+def test_a_hundred_random_kills_across_twelve_cells_cost_nothing(nursery, tmp_path):
+    """Two workers at a time, killed together: while they start, or at a random moment after one of them has logged a row."""
+    runs = fake_cells(12, steps=400)
+    straight, folder = (make_study(tmp_path / name, runs) for name in ("straight", "study"))
     resume(nursery, straight)
-    folder, rng, dead, alive = make_study(tmp_path / "study", RUNS), random.Random(7), 0, set()
-    ledger = Ledger(folder)
-    while dead < kills:
+    ledger, rng, dead = Ledger(folder), random.Random(7), 0
+
+    def rows():
+        return [os.stat(path).st_size for path in sorted(folder.glob("runs/*/metrics/*.jsonl"))]
+
+    while dead < KILLS:
         for cell in ledger.cells():
-            ledger.retry(cell.run)  # three deaths in a row without a checkpoint are a failure: a person says go on
-        while len(alive) < 2:
-            alive.add(nursery.start(folder, "--lease", "30"))
-        wait_for(lambda: alive & (in_hand(folder, RUNS) | nursery.codes.keys()))
-        time.sleep(rng.uniform(0, 1.2))
-        victim = rng.choice(sorted(alive & in_hand(folder, RUNS) or alive))
-        alive.remove(victim)
-        if victim not in nursery.codes:
-            os.kill(victim, signal.SIGKILL)
-        dead += nursery.wait(victim) == -signal.SIGKILL
-        if all(cell.state == "done" for cell in ledger.cells()):
-            break
-    for pid in alive:
-        nursery.wait(pid)
+            ledger.retry(cell.run)
+        stand, alive = rows(), [nursery.start(folder, "--lease", "30") for _ in range(2)]
+        if rng.random() < 0.75:
+            wait_for(lambda: rows() != stand or nursery.codes.keys() & set(alive))  # noqa: B023
+            time.sleep(rng.uniform(0, 0.1))
+        else:
+            time.sleep(rng.uniform(0, 1.0))
+        for pid in alive:
+            if pid not in nursery.codes:
+                os.kill(pid, signal.SIGKILL)
+        codes = [nursery.wait(pid) for pid in alive]
+        assert codes == [-signal.SIGKILL] * 2, "most of the study must be under fire"
+        dead += 2
     for cell in ledger.cells():
         ledger.retry(cell.run)
+    states = Counter(cell.state for cell in ledger.cells())
     resume(nursery, folder)
     assert holdings(folder) == holdings(straight)
-    print(f"{dead} workers killed; {sum(len(attempts_of(folder, run)) for run in RUNS)} attempts")
-    assert dead >= kills // 2, "most of the study must have been under fire"
+    print(
+        f"{dead} workers killed in {sum(len(attempts_of(folder, run)) for run in runs)} attempts; cells then: {dict(states)}"
+    )
 
 
 def flip(path):

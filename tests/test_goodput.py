@@ -77,7 +77,7 @@ def test_the_goodput_of_a_study_is_of_all_time_that_its_cells_were_held(tmp_path
     assert summary(rows).goodput == pytest.approx(9 / 40)
 
 
-KILLS, STEPS_BETWEEN = 20, 40
+KILLS, STEPS_BETWEEN = 20, 24
 
 
 @pytest.mark.long
@@ -85,7 +85,7 @@ def test_goodput_over_twenty_kills_is_within_one_per_cent_of_an_independent_log(
     """The log: when this test started and killed each worker, and when each step was at work, by a hook in the worker."""
     data = DATASETS["digits"]
     model = model_config("adaln_zero", "B", 1, data, ladder="nano")
-    run = RunConfig(model, data, KILLS * STEPS_BETWEEN + 20, batch_size=32)
+    run = RunConfig(model, data, KILLS * STEPS_BETWEEN + 20, batch_size=16)
     folder, log, rng = make_study(tmp_path / "study", (run,)), tmp_path / "steps", random.Random(1)
     log.touch()
     nursery, lives = Nursery(tmp_path / "log"), []

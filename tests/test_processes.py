@@ -1,6 +1,7 @@
 """Several real processes: word and deadlines among them, and checkpoints that they write together and others read."""
 
 import json
+import time
 
 import jax
 import numpy as np
@@ -78,6 +79,9 @@ if rank == 1:
         hurried.tell("a word", None)
     except Absent as error:
         print(error)
+elif rank == 0:
+    time.sleep(2.5)  # two deadlines and more
+assert hurried.tell("a word at last", rank, patiently=True) == 0
 processes.meet("the end")
 print("done", rank)
 """
@@ -153,3 +157,28 @@ def test_a_lone_process_agrees_with_itself():
     with pytest.raises(UserError, match="no room"):
         processes.agree("something", "no room")
     assert processes.options("save") == {}
+
+
+IDLE = """
+import time
+from dit.processes import Processes
+processes = Processes(deadline_s=1)
+processes.meet("the start")
+print("idle", flush=True)
+if rank == 0:
+    time.sleep(600)
+processes.tell("cell", None, patiently=True)
+"""
+
+
+@pytest.mark.long
+def test_whoever_waits_patiently_ends_with_the_process_it_waits_for():
+    leader, follower = processes = start(IDLE, 2)
+    try:
+        assert follower.stdout.readline() == "idle\n"
+        time.sleep(3)
+        assert follower.poll() is None
+        leader.kill()
+        assert follower.wait(timeout=60) != 0
+    finally:
+        finish(processes)
