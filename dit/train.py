@@ -181,7 +181,9 @@ def build(run: RunConfig, mesh: Mesh | None = None, arguments: RunArguments | No
 
     def flat(advance: Callable) -> Callable:
         def on_leaves(leaves: list[Array], images: Array, labels: Array) -> tuple[list[Array], Metrics]:
-            state, metrics = advance(jax.tree.unflatten(jax.tree.structure(jax.eval_shape(init)), leaves), images, labels)
+            state, metrics = advance(
+                jax.tree.unflatten(jax.tree.structure(jax.eval_shape(init)), leaves), images, labels
+            )
             return jax.tree.leaves(state), metrics
 
         return on_leaves
