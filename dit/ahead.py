@@ -78,7 +78,7 @@ def compile_step(run: RunConfig, program: Program, mesh: Mesh | None, limit: int
         rows = meshes.batch_sharding(mesh)
         images, labels = (jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for x in (images, labels))
     started = time.perf_counter()
-    lowered = program.step.lower(program.abstract(), images, labels)  # type: ignore[attr-defined]
+    lowered = program.step.lower(program.abstract(), images, labels)
     told = {"attention": attention_products(lowered.as_text(), run.model.num_heads), "device": _device_kind(mesh)}
     try:
         compiled = lowered.compile()

@@ -107,7 +107,7 @@ def require_precision(precision: Precision, device: Any) -> None:
     capability = _capability(device)
     if precision == "bfloat16" and device.platform == "gpu" and capability is not None and capability < 8.0:
         raise UserError(
-            f"bfloat16 on {device.device_kind}, which has none (compute capability {capability}, 8.0 is needed): train in float32"
+            f"bfloat16 on {device.device_kind}, which has none (compute capability {capability}, 8.0 is needed): choose float32"
         )
 
 

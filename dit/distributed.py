@@ -1,12 +1,13 @@
 """Several processes as one run: who they are, from flags or from the environment of what started them, and JAX's runtime among them.
 
-In order: flags; `DIT_COORDINATOR`, `DIT_NUM_PROCESSES` and `DIT_PROCESS_ID`, for whatever starts processes by hand; Ray Train, whose JAX
-trainer has joined them before this code runs; Slurm's job step; and a TPU pod's own metadata, which JAX reads. A process without any
-of them is alone.
+In order: flags; `DIT_COORDINATOR`, `DIT_NUM_PROCESSES` and `DIT_PROCESS_ID`, or the same with JAX_COORDINATOR_ADDRESS, for whatever starts
+processes by hand; Ray Train, whose JAX trainer has joined them before this code runs; Slurm's job step; and a TPU pod's own metadata, which
+JAX reads. A process without any of them is alone.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 from collections.abc import Mapping
@@ -15,6 +16,10 @@ from dataclasses import dataclass
 from dit.errors import UserError
 
 PORT = 12321
+VARIABLES = (
+    ("DIT_COORDINATOR", "DIT_NUM_PROCESSES", "DIT_PROCESS_ID"),
+    ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),
+)
 TIMEOUT_S = 600
 """A preempted gang does not come back all at once: JAX's default of 300 s has ended runs that were about to start."""
 
@@ -37,15 +42,15 @@ def detect(environment: Mapping[str, str], flags: Group | None = None) -> Group 
     """
     if flags is not None:
         return _checked(flags)
-    names = ("DIT_COORDINATOR", "DIT_NUM_PROCESSES", "DIT_PROCESS_ID")
-    given = [name for name in names if environment.get(name)]
-    if given:
-        if len(given) < len(names):
-            raise UserError(
-                f"{' and '.join(given)} without {' and '.join(sorted(set(names) - set(given)))}: set all three or none"
-            )
-        numbers = (_number(environment, name) for name in names[1:])
-        return _checked(Group("DIT_* variables", environment[names[0]], *numbers))
+    for names in VARIABLES:
+        given = [name for name in names if environment.get(name)]
+        if given:
+            if len(given) < len(names):
+                raise UserError(
+                    f"{' and '.join(given)} without {' and '.join(sorted(set(names) - set(given)))}: set all three or none"
+                )
+            numbers = (_number(environment, name) for name in names[1:])
+            return _checked(Group(f"{names[0][:4]}* variables", environment[names[0]], *numbers))
     tasks = environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", "1"))
     if int(tasks) > 1 and "SLURM_PROCID" in environment:
         host = _first_host(environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", "")))
@@ -80,6 +85,30 @@ def start(group: Group | None = None) -> int:
         reason = " ".join(str(error).split())
         raise UserError(f"the processes of this run ({group.source}) did not meet{where}: {reason}") from error
     return jax.process_count()
+
+
+def join() -> int:
+    """As `start`, for a command that was told to share its work; returns how many processes there are.
+
+    Raises:
+        UserError: if this process is alone, or they do not come together in time.
+    """
+    count = start()
+    if count == 1 and detect(os.environ) is None:
+        raise UserError(
+            "--distributed: no other processes are to be found: set DIT_COORDINATOR (HOST:PORT of process 0), DIT_NUM_PROCESSES and "
+            "DIT_PROCESS_ID in each, or start them within a Slurm step (srun) or on a TPU slice"
+        )
+    return count
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    """The option of a verb that shares its work."""
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="share the work with the other processes of this Slurm step, TPU slice or job: all start the same command",
+    )
 
 
 def _checked(group: Group) -> Group:

@@ -118,7 +118,8 @@ def train(
     carried = [] if carried is None else carried
     rows = _Rows(run, block, log, meter, start, carried)
     batches = _Prefetched(program, dataset, dispatches(start, stop, math.gcd(length, block)))
-    flying: deque[Metrics] = deque()
+    flying: deque[Any] = deque()
+    leaves, structure = jax.tree.flatten(state)
     distant = program.devices[0].platform != "cpu"
     while (group := batches.next_group()) is not None:
         if interrupted(group.first):
@@ -126,7 +127,7 @@ def train(
             break
         called = time.perf_counter()
         advance = program.step if group.length == 1 else program.steps
-        state, metrics = advance(state, *batches.take())
+        leaves, metrics = advance.flat(leaves, *batches.take())
         if group.first == start:
             meter.compiled(time.perf_counter() - called)
             jax.block_until_ready(metrics)  # once: this one may have compiled, and the clock starts after it
@@ -135,11 +136,11 @@ def train(
         if distant:
             jax.tree.map(lambda value: value.copy_to_host_async(), metrics)
         batches.fill()
-        flying.append(metrics)
+        flying.append(metrics.loss)
         if len(flying) > IN_FLIGHT:
             jax.block_until_ready(flying.popleft())
     rows.finish()
-    return state
+    return jax.tree.unflatten(structure, leaves)
 
 
 class _Prefetched:

@@ -12,7 +12,8 @@ import json
 import re
 import time
 from collections import Counter
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import jax
 import orbax.checkpoint as ocp
@@ -22,6 +23,10 @@ from dit.errors import UserError
 
 DEADLINE_S = 600.0
 """Seconds that one process waits for another, in which process 0 may have to verify a large checkpoint."""
+SHARES_S = 24 * 3600.0
+"""The same between processes that each do a share of a long work, such as drawing samples. One that dies is noticed within minutes."""
+
+T = TypeVar("T")
 
 _scopes = itertools.count()
 
@@ -78,6 +83,24 @@ class Processes:
             problem = self.tell(f"{name} (all)", problem)
         if problem is not None:
             raise UserError(problem)
+
+    def together(self, name: str, do: Callable[[], T]) -> T:
+        """What `do` gives here, once every process has come through it; what one refuses is refused in all.
+
+        Raises:
+            UserError: as `agree`.
+            Absent: if a process is not through by the deadline.
+        """
+        done, refusal = None, None
+        try:
+            done = do()
+        except UserError as error:
+            refusal = error
+        try:
+            self.agree(name, None if refusal is None else str(refusal))
+        except UserError as error:
+            raise error from refusal
+        return cast(T, done)
 
     def meet(self, name: str) -> None:
         """Return once every process has come here.

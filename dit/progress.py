@@ -11,15 +11,15 @@ EVERY_S = 10.0
 
 
 class ImageProgress:
-    """Shows images done, of how many, and images/s since this process began; call it with both numbers."""
+    """Shows images done, of how many, and images/s since this process began; call it with both numbers. `shown` false shows nothing."""
 
-    def __init__(self, title: str):
-        self._title = title
+    def __init__(self, title: str, shown: bool = True):
+        self._title, self._shown = title, shown
         self._began = time.monotonic()
         self._first: int | None = None
         self._said = self._began
         self._bar = None
-        if sys.stderr.isatty():
+        if shown and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -40,7 +40,7 @@ class ImageProgress:
         rate = f"{(done - self._first) / (now - self._began):.1f} images/s" if done > self._first else ""
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=total, rate=rate)
-        elif now - self._said > EVERY_S or done == total:
+        elif self._shown and (now - self._said > EVERY_S or done == total):
             self._said = now
             print(f"{self._title}: {done:,} of {total:,} images {rate}".rstrip(), file=sys.stderr)
 

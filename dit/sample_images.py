@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from dit.compute import require_precision
 from dit.config import Evaluation
 from dit.decoding import Decoder, to_images
 from dit.diffusion import respaced_timesteps
@@ -78,8 +80,8 @@ def check(run: SampleRun, loaded: Loaded, has_decoder: bool) -> None:
     """Refuse what cannot be drawn, before anything is compiled.
 
     Raises:
-        UserError: for labels that the model has not, steps that its process has not, guidance without a null label, or latents
-            without an autoencoder.
+        UserError: for labels that the model has not, steps that its process has not, guidance without a null label, latents without an
+            autoencoder, or bfloat16 on a device that has none.
     """
     model = loaded.model
     for name in ("num", "batch_size", "shard_size"):
@@ -89,6 +91,7 @@ def check(run: SampleRun, loaded: Loaded, has_decoder: bool) -> None:
         raise UserError(f"--process-index {run.process_index} is not in 0..{run.process_count - 1} (--process-count)")
     if not 0 <= run.drawn.sample_seed < 2**32:
         raise UserError(f"--seed {run.drawn.sample_seed}: expected 0 to {2**32 - 1}")
+    require_precision(run.drawn.precision, jax.local_devices()[0])
     respaced_timesteps(loaded.diffusion.timesteps, run.drawn.sampling_steps, run.drawn.sampler)
     wrong = next((label for label in run.labels or () if not 0 <= label < model.num_classes), None)
     if wrong is not None:

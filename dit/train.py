@@ -50,14 +50,34 @@ class Metrics(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Advance:
+    """`(state, images, labels) -> (state, metrics)`, compiled; the state given is used up.
+
+    `flat` does the same on a list of the state's leaves. Calling with the state itself walks through Flax's nodes twice, in Python, which
+    takes as long as a small model's step: a loop flattens once.
+    """
+
+    flat: Callable[[list[Any], Any, Any], tuple[list[Any], Metrics]]
+
+    def __call__(self, state: TrainState, images: Any, labels: Any) -> tuple[TrainState, Metrics]:
+        leaves, structure = jax.tree.flatten(state)
+        leaves, metrics = self.flat(leaves, images, labels)
+        return jax.tree.unflatten(structure, leaves), metrics
+
+    def lower(self, state: TrainState, images: Any, labels: Any) -> jax.stages.Lowered:
+        """Traced and lowered for arguments of these shapes."""
+        return self.flat.lower(jax.tree.leaves(state), images, labels)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
 class Program:
     """A run's compiled parts.
 
     Attributes:
         model: `(params, x, t, y) -> output`, with float32 parameters in either precision.
         init: the first state, laid out over the mesh.
-        step: `(state, images, labels) -> (state, metrics)`, one batch; the state given is used up.
-        steps: the same for several batches stacked in front.
+        step: of one batch.
+        steps: of several batches stacked in front, one after another.
         mesh: `None` for one device.
         compute: how the model is computed, with the rematerialisation that was chosen.
     """
@@ -65,8 +85,8 @@ class Program:
     run: RunConfig
     model: Callable[[PyTree, Array, Array, Array], Array]
     init: Callable[[], TrainState]
-    step: Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]
-    steps: Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]
+    step: Advance
+    steps: Advance
     mesh: Mesh | None
     compute: Compute
 
@@ -159,16 +179,27 @@ def build(run: RunConfig, mesh: Mesh | None = None, arguments: RunArguments | No
     def steps(state: TrainState, images: Array, labels: Array) -> tuple[TrainState, Metrics]:
         return jax.lax.scan(lambda carry, batch: step(carry, *batch), state, (images, labels))
 
+    def flat(advance: Callable) -> Callable:
+        def on_leaves(leaves: list[Array], images: Array, labels: Array) -> tuple[list[Array], Metrics]:
+            state, metrics = advance(
+                jax.tree.unflatten(jax.tree.structure(jax.eval_shape(init)), leaves), images, labels
+            )
+            return jax.tree.leaves(state), metrics
+
+        return on_leaves
+
     if mesh is None:
-        compiled = (jax.jit(init), jax.jit(step, donate_argnums=0), jax.jit(steps, donate_argnums=0))
+        compile_step = functools.partial(jax.jit, donate_argnums=0)
+        compiled = (jax.jit(init), Advance(compile_step(flat(step))), Advance(compile_step(flat(steps))))
     else:
         places, whole = meshes.state_sharding(jax.eval_shape(init), mesh), meshes.whole(mesh)
         row, stacked = meshes.batch_sharding(mesh), meshes.batch_sharding(mesh, stacked=True)
-        on_mesh = functools.partial(jax.jit, out_shardings=(places, whole), donate_argnums=0)
+        leaves = jax.tree.leaves(places)
+        on_mesh = functools.partial(jax.jit, out_shardings=(leaves, whole), donate_argnums=0)
         compiled = (
             jax.jit(init, out_shardings=places),
-            on_mesh(step, in_shardings=(places, row, row)),
-            on_mesh(steps, in_shardings=(places, stacked, stacked)),
+            Advance(on_mesh(flat(step), in_shardings=(leaves, row, row))),
+            Advance(on_mesh(flat(steps), in_shardings=(leaves, stacked, stacked))),
         )
     return Program(run, model, *compiled, mesh, compute)
 

@@ -1,15 +1,11 @@
 """One worker over several hosts (a TPU slice, a Slurm step, a gang of Ray's): process 0 claims cells and tells the others which to run.
 
-The hosts find each other through `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` where those are set, or else as
-`dit.distributed` finds them.
+The hosts find each other as `dit.distributed` says.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any, Protocol
-
-from dit.errors import UserError
 
 
 class Gang(Protocol):
@@ -43,22 +39,8 @@ def join() -> Gang:
     Raises:
         UserError: if there are none, they do not meet in time, or a variable that names them is no number.
     """
-    from dit.distributed import Group, start
+    from dit import distributed
     from dit.processes import Processes
 
-    group = None
-    if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
-        group = Group("JAX_* variables", address, _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID"))
-    if start(group) == 1 and group is None:
-        raise UserError(
-            "--distributed: no other hosts are to be found: set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
-            "JAX_PROCESS_ID, or start the worker within a Slurm step or on a TPU slice"
-        )
+    distributed.join()
     return Processes()
-
-
-def _number(name: str) -> int:
-    value = os.environ.get(name, "")
-    if not value.isdecimal():
-        raise UserError(f"{name} is {value!r}: expected a number, as JAX_COORDINATOR_ADDRESS is set")
-    return int(value)

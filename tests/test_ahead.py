@@ -78,7 +78,7 @@ def test_attention_is_two_products_forward_and_four_backward_with_softmax_in_flo
     labels = jax.ShapeDtypeStruct((4,), jnp.int32)
     with jax.numpy_dtype_promotion("standard"):
         program = build(run, None, RunArguments(remat="none"))
-        text = program.step.lower(program.abstract(), images, labels).as_text()  # type: ignore[attr-defined]
+        text = program.step.lower(program.abstract(), images, labels).as_text()
     told = attention_products(text, run.model.num_heads)
     assert told == {
         "products": {"bf16": 4, "f32": 2},

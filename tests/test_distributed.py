@@ -23,6 +23,10 @@ def test_a_process_without_any_sign_of_others_is_alone():
             {"DIT_COORDINATOR": "10.0.0.1:99", "DIT_NUM_PROCESSES": "2", "DIT_PROCESS_ID": "1"},
             Group("DIT_* variables", "10.0.0.1:99", 2, 1),
         ),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
+            Group("JAX_* variables", "h:1", 2, 0),
+        ),
         (SLURM, Group("Slurm", "gpu003:12398", 4, 2)),
         ({**SLURM, "SLURM_STEP_NODELIST": "n7", "SLURM_STEP_NUM_TASKS": "3"}, Group("Slurm", "n7:12398", 3, 2)),
         ({"TPU_WORKER_HOSTNAMES": "t0,t1"}, Group("TPU pod")),
@@ -47,6 +51,11 @@ def test_flags_come_before_variables_and_variables_before_slurm():
             {"DIT_COORDINATOR": "h:1", "DIT_NUM_PROCESSES": "two", "DIT_PROCESS_ID": "0"},
             None,
             "DIT_NUM_PROCESSES is 'two'",
+        ),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "h:1"},
+            None,
+            "JAX_COORDINATOR_ADDRESS without JAX_NUM_PROCESSES and JAX_PROCESS_ID",
         ),
         ({}, Group("flags", "h:1", 2, None), "go together"),
         ({}, Group("flags", "h", 2, 0), "coordinator 'h': expected HOST:PORT"),

@@ -74,6 +74,17 @@ def test_another_number_of_samples_is_another_protocol(capsys) -> None:
     assert len({row["protocol"] for row in rows}) == 3 and rows[0] == rows[3]
 
 
+def test_bfloat16_is_another_protocol_and_float32_the_one_it_always_was(capsys) -> None:
+    plain, exact, half = (
+        _row(capsys, *given) for given in ((), ("--precision", "float32"), ("--precision", "bfloat16"))
+    )
+    assert plain == exact and "precision" not in plain and half["precision"] == "bfloat16"
+    assert half["protocol"] != plain["protocol"] and half["fid"] == plain["fid"]
+    np.savez("samples.npz", arr_0=some_images(100, 1), protocol=json.dumps({"precision": "bfloat16"}))
+    assert _row(capsys)["precision"] == "bfloat16"
+    assert "left out of the row" not in capsys.readouterr().err
+
+
 def test_reference_made_before_or_on_the_way_gives_the_same_scores(capsys) -> None:
     row = _row(capsys)
     assert cli.main(["reference", "real.npz", "--out", "ref.npz"]) == 0
@@ -148,7 +159,11 @@ def test_faults_are_one_line(capsys, monkeypatch) -> None:
     assert "cut short" in fault("short.npz")
     assert "model.ckpt" in fault("model.ckpt")
     assert "no file, folder or data set 'nothing'" in fault("nothing")
+    assert "says that its sampler is ddpm, --sampler says ddim: leave the option out" in fault(
+        "samples.npz", "--sampler", "ddim"
+    )
     assert "101 sample(s) of the 100" in fault("samples.npz", "--num-samples", "101")
+    assert "no other processes are to be found" in fault("samples.npz", "--distributed")
     np.savez("bare.npz", mu=np.zeros(12), sigma=np.eye(12))
     assert "declare it with" in _fault(capsys, "evaluate", "samples.npz", "--reference", "bare.npz")
     broken = tiny_extractor()

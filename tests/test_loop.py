@@ -14,7 +14,7 @@ from dit.flops import macs
 from dit.loop import Dispatch, Diverged, GradientSpike, dispatches, steps_per_dispatch, train
 from dit.optim import adamw, gradient_level
 from dit.throughput import TIMINGS, Meter, peak_flops, utilisation
-from dit.train import build
+from dit.train import Advance, build
 
 MODEL = ModelConfig("adaln", 4, depth=1, hidden_size=16, num_heads=2, input_size=8, in_channels=1, num_classes=10)
 RUN = RunConfig(MODEL, DATASETS["digits"], steps=40, batch_size=8, optim=OptimConfig(learning_rate=1e-3))
@@ -88,9 +88,9 @@ def test_the_host_never_waits_for_what_it_has_just_dispatched(program, monkeypat
             events.append(("batch", step))
             return DATA.batch(step)
 
-    def step(state, images, labels):
+    def step(leaves, images, labels):
         events.append(("step", sum(name == "step" for name, _ in events)))
-        return program.step(state, images, labels)
+        return program.step.flat(leaves, images, labels)
 
     def of_metrics(name, real):
         def record(value):
@@ -102,7 +102,7 @@ def test_the_host_never_waits_for_what_it_has_just_dispatched(program, monkeypat
     fetch, wait = jax.device_get, jax.block_until_ready
     monkeypatch.setattr(loop.jax, "device_get", of_metrics("fetch", fetch))
     monkeypatch.setattr(loop.jax, "block_until_ready", of_metrics("wait", wait))
-    train(dataclasses.replace(program, step=step), program.init(), Watched(), 12, 3, lambda row: None)
+    train(dataclasses.replace(program, step=Advance(step)), program.init(), Watched(), 12, 3, lambda row: None)
     order = [event for event in events if event[0] in ("step", "fetch")]
     for block in (3, 6, 9):  # a block's metrics are fetched after the next block's first step has been dispatched
         assert order.index(("step", block)) < [i for i, e in enumerate(order) if e[0] == "fetch"][block // 3 - 1]

@@ -9,7 +9,8 @@ file), from which they are drawn first, by default 50,000 in 250 DDPM steps with
 reference is a file of `dit reference`, an ADM batch, or images to make statistics of. One row with the whole protocol is written
 beside the samples (--out); an evaluation that was killed goes on where it was. Scores compare only where their protocol is the
 same: extractor, weights, resize, reference, number of samples, and how they were drawn, which is taken from the samples' `protocol`
-entry or from the options below, and is null where nobody says.
+entry or from the options below, and is null where nobody says. Several processes that all start this command with --distributed share
+drawing and features, in one folder that all of them see.
 """
 
 from __future__ import annotations
@@ -18,11 +19,20 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from dit import distributed
+from dit.config import Precision, Sampler
 from dit.errors import UserError
 from dit.extractors import NAMES, Extractor, column, make_extractor
+
+if TYPE_CHECKING:
+    from dit.image_sets import ImageSet
+    from dit.processes import Processes
+    from dit.reference import Reference
+    from dit.weights import Loaded
 
 DRAWN: dict[str, Any] = {
     "sampler": str,
@@ -32,8 +42,10 @@ DRAWN: dict[str, Any] = {
     "ema": bool,
     "decoder": str,
     "sample_seed": int,
+    "precision": str,
 }
 """How samples were drawn: the fields of the protocol that an option may give, and their types."""
+CHOICES = {"sampler": get_args(Sampler), "precision": get_args(Precision)}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -71,57 +83,90 @@ def configure(parser: argparse.ArgumentParser) -> None:
         if kind is bool:
             drawn.add_argument(option, action=argparse.BooleanOptionalAction)
         else:
-            drawn.add_argument(option, type=kind)
+            drawn.add_argument(option, type=kind, choices=CHOICES.get(name))
+    distributed.declare(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    import jax
-
     from dit import reference
     from dit.evaluation import gather
-    from dit.image_sets import open_images
+    from dit.processes import SHARES_S, Processes
     from dit.progress import ImageProgress
     from dit.scores import DEFAULT, NEED_SAMPLES, score
     from dit.store import write_json
 
+    if args.distributed:
+        distributed.join()
+    processes = Processes(SHARES_S)
+    say = _say if processes.leads else _quiet
+    extractor, checkpoint = processes.together("ready", lambda: _ready(args))
     path = Path(args.samples)
+    if checkpoint is not None:
+        path = processes.together("samples drawn", lambda: _draw(args, checkpoint, processes))
+        say(f"samples are in {path}")
+    images, count = processes.together("samples open", lambda: _images(args, path, extractor))
+    if extractor.metric_suffix.startswith("random"):
+        say("random weights: these numbers demonstrate the program, they score nothing")
+
+    partial = _partial(args.out or path)
+    with ImageProgress("reference", processes.leads) as progress:
+        real = reference.load(args.reference, extractor, args.batch_size, partial / "reference", progress, say)
+    metrics = tuple(args.metrics or DEFAULT)
+    keep = count if args.bootstrap or set(metrics) & set(NEED_SAMPLES) else 0
+    with ImageProgress("samples", processes.leads) as progress:
+        statistics = gather(extractor, images, args.batch_size, count, keep, partial / "samples", progress)
+    scores = score(statistics, real, metrics, args.half, args.bootstrap, args.seed, required=args.metrics is not None)
+    for name, found in scores.items():
+        if found.reason:
+            say(f"no {name}: {found.reason}")
+    row = _row(args, extractor, images, count, real, scores, say)
+    del statistics  # its kept features are mapped from the folder that goes now
+    processes.meet("scores taken")
+    if not processes.leads:
+        return
+    out = args.out or path.with_name(f"{path.stem if path.is_file() else path.name}.{row['protocol']}.json")
+    write_json(out, row)
+    shutil.rmtree(partial, ignore_errors=True)
+    say(f"wrote {out}")
+    if args.json:
+        print(json.dumps([row], indent=1))
+    else:
+        print(_table(extractor, scores, row))
+
+
+def _ready(args: argparse.Namespace) -> tuple[Extractor, Loaded | None]:
+    """The extractor, and the checkpoint if one is to be drawn from."""
+    from dit.weights import open_checkpoint
+
     if args.batch_size < 1:
         raise UserError(f"--batch-size {args.batch_size}: expected at least 1")
     extractor = make_extractor(args.extractor, args.weights, args.batch_size)
-    if _is_checkpoint(path):
-        path = _draw(args, path)
+    if not _is_checkpoint(Path(args.samples)):
+        return extractor, None
+    for option, given in (("--no-ema", args.ema is False), ("--decoder", args.decoder is not None)):
+        if given:
+            raise UserError(
+                f"{option} with a checkpoint: its averaged weights are drawn from, and decoded by --vae; leave it out"
+            )
+    return extractor, open_checkpoint(Path(args.samples))
+
+
+def _images(args: argparse.Namespace, path: Path, extractor: Extractor) -> tuple[ImageSet, int]:
+    """The samples and how many of them to take."""
+    from dit.image_sets import open_images
+
     images = open_images(str(path), extractor.channels)
     count = len(images) if args.num_samples is None else args.num_samples
     if not 2 <= count <= len(images):
         raise UserError(
             f"{count} sample(s) of the {len(images)} in {path}: expected at least 2 and no more than there are"
         )
-    if extractor.metric_suffix.startswith("random"):
-        print("random weights: these numbers demonstrate the program, they score nothing", file=sys.stderr)
-
-    partial = _partial(args.out or path)
-    with ImageProgress("reference") as progress:
-        real = reference.load(args.reference, extractor, args.batch_size, partial / "reference", progress, _say)
-    metrics = tuple(args.metrics or DEFAULT)
-    keep = count if args.bootstrap or set(metrics) & set(NEED_SAMPLES) else 0
-    with ImageProgress("samples") as progress:
-        statistics = gather(extractor, images, args.batch_size, count, keep, partial / "samples", progress)
-    scores = score(statistics, real, metrics, args.half, args.bootstrap, args.seed, required=args.metrics is not None)
-    for name, found in scores.items():
-        if found.reason:
-            _say(f"no {name}: {found.reason}")
-    if jax.process_index():
-        return
-    row = _row(args, extractor, images, count, real, scores)
-    out = args.out or path.with_name(f"{path.stem if path.is_file() else path.name}.{row['protocol']}.json")
-    write_json(out, row)
-    del statistics  # its kept features are mapped from the folder that goes now
-    shutil.rmtree(partial, ignore_errors=True)
-    _say(f"wrote {out}")
-    if args.json:
-        print(json.dumps([row], indent=1))
-    else:
-        print(_table(extractor, scores, row))
+    for name in DRAWN:
+        given, said = getattr(args, name), images.protocol.get(name)
+        if given is not None and said is not None and given != said:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{path} says that its {name} is {said}, {option} says {given}: leave the option out")
+    return images, count
 
 
 def _partial(beside: Path) -> Path:
@@ -132,6 +177,10 @@ def _say(message: str) -> None:
     print(message, file=sys.stderr)
 
 
+def _quiet(message: str) -> None:
+    """Of several processes the first one speaks."""
+
+
 def _is_checkpoint(path: Path) -> bool:
     folder = path.is_dir() and any(
         (path / name).exists() for name in ("checkpoints", "study.json", "config.json", "transformer")
@@ -139,13 +188,15 @@ def _is_checkpoint(path: Path) -> bool:
     return folder or path.suffix in (".pt", ".pth", ".ckpt", ".safetensors")
 
 
-def _draw(args: argparse.Namespace, path: Path) -> Path:
-    """Samples of the checkpoint at `path`, drawn beside the row (or here) and kept; what is there already is used again."""
+def _draw(args: argparse.Namespace, loaded: Loaded, processes: Processes) -> Path:
+    """Samples of the checkpoint, drawn beside the row (or here) and kept; what is there already is used again.
+
+    Each process draws its part of the shards, and whichever comes last puts them together.
+    """
     from dit.config import Evaluation
     from dit.decoding import open_decoder
     from dit.progress import ImageProgress
     from dit.sample_images import SampleRun, check, draw
-    from dit.weights import open_checkpoint
 
     given = {
         name: getattr(args, name)
@@ -154,28 +205,36 @@ def _draw(args: argparse.Namespace, path: Path) -> Path:
     }
     count = 50_000 if args.num_samples is None else args.num_samples
     drawn = Evaluation(step=1, features="none", num_samples=count, **given)
-    loaded = open_checkpoint(path)
     step = "" if loaded.step is None else f"-{loaded.step:08d}"
-    out = (args.out.parent if args.out else Path()) / f"{path.name}{step}-{drawn.key}.npz"
-    job = SampleRun(out, count, drawn, batch_size=args.batch_size)
+    out = (args.out.parent if args.out else Path()) / f"{Path(args.samples).name}{step}-{drawn.key}.npz"
+    share = (args.batch_size, SampleRun.shard_size, processes.index, processes.count)
+    job = SampleRun(out, count, drawn, None, *share)
     check(job, loaded, args.vae is not None)
     decoder = open_decoder(args.vae, loaded.data) if args.vae is not None else None
-    with ImageProgress("draw") as progress:
+    with ImageProgress("draw", processes.leads) as progress:
         draw(job, loaded, decoder, progress)
-    _say(f"samples are in {out}")
     return out
 
 
 def _row(
-    args: argparse.Namespace, extractor: Extractor, images: Any, count: int, real: Any, scores: dict[str, Any]
+    args: argparse.Namespace,
+    extractor: Extractor,
+    images: ImageSet,
+    count: int,
+    real: Reference,
+    scores: dict[str, Any],
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """The result with everything it depends on; `protocol` hashes all of that but the samples themselves."""
     from dit.config import digest
 
     unknown = sorted(set(images.protocol) - set(DRAWN))
     if unknown:
-        _say(f"left out of the row: {', '.join(unknown)} in the samples' protocol (known: {', '.join(DRAWN)})")
+        say(f"left out of the row: {', '.join(unknown)} in the samples' protocol (known: {', '.join(DRAWN)})")
     given = {name: getattr(args, name) for name in DRAWN}
+    drawn = {name: images.protocol.get(name) if value is None else value for name, value in given.items()}
+    if drawn["precision"] in (None, "float32"):
+        del drawn["precision"]  # younger than the first scores, which keep their protocol's hash
     protocol = {
         "extractor": extractor.name,
         "extractor_sha256": extractor.weights_sha256,
@@ -185,7 +244,7 @@ def _row(
         "num_references": len(real.features),
         "num_samples": count,
         "precision_recall_dtype": "float16" if args.half else "float32",
-        **{name: images.protocol.get(name) if value is None else value for name, value in given.items()},
+        **drawn,
     }
     named = {column(extractor, name): found for name, found in scores.items()}
     return {
@@ -212,7 +271,7 @@ def _table(extractor: Extractor, scores: dict[str, Any], row: dict[str, Any]) ->
             (column(extractor, name), "-" if found.value is None else f"{found.value:.4f}", interval or spread)
         )
     heads = ("metric", f"{row['num_samples']:,} samples", "interval or spread")
-    drawn = ", ".join(f"{name} {row[name]}" for name in DRAWN if row[name] is not None) or "not said"
+    drawn = ", ".join(f"{name} {row[name]}" for name in DRAWN if row.get(name) is not None) or "not said"
     made = f"{row['extractor']} ({row['extractor_sha256'][:12]}, {row['resize']})"
     facts = [
         f"extractor  {made}",

@@ -20,8 +20,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dit import distributed
 from dit.errors import UserError
-from dit.extractors import NAMES, make_extractor
+from dit.extractors import NAMES, Extractor, make_extractor
 
 if TYPE_CHECKING:
     from dit.image_sets import ImageSet
@@ -45,13 +46,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add("--batch-size", type=int, default=64, help="images per dispatch (default: 64)")
     add("--json", action="store_true", help="print what was made as JSON")
+    distributed.declare(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    import jax
     from tabulate import tabulate
 
     from dit import inception, reference
+    from dit.processes import SHARES_S, Processes
     from dit.progress import ImageProgress
 
     if args.out.suffix != ".npz":
@@ -62,11 +64,19 @@ def run(args: argparse.Namespace) -> None:
             raise UserError("--made-with-resize declares a file of statistics, --vae decodes latents: give one of them")
         made = reference.declare(Path(args.source), inception.NAME, args.made_with_resize)
     else:
-        extractor = make_extractor(args.extractor, args.weights, args.batch_size)
-        with ImageProgress("reference") as progress:
-            made = reference.make(extractor, _images(args, extractor.channels), args.batch_size, partial, progress)
-    if jax.process_index():
-        return
+        if args.distributed:
+            distributed.join()
+        processes = Processes(SHARES_S)
+
+        def ready() -> tuple[Extractor, ImageSet]:
+            extractor = make_extractor(args.extractor, args.weights, args.batch_size)
+            return extractor, _images(args, extractor.channels)
+
+        extractor, images = processes.together("ready", ready)
+        with ImageProgress("reference", processes.leads) as progress:
+            made = reference.make(extractor, images, args.batch_size, partial, progress)
+        if not processes.leads:
+            return
     reference.save(args.out, made)
     shutil.rmtree(partial, ignore_errors=True)
     facts = {**made.made_by, "num_references": len(made.features), "sha256": made.sha256, "path": str(args.out)}

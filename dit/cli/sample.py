@@ -6,7 +6,8 @@
 
 CHECKPOINT is a run's folder, one of `dit import`, or an official file. The averaged weights are used. An image follows from seed and number
 alone. FILE.npz is the ADM suite's (arr_0: uint8 NHWC); FILE.json and entries in the file say how it was made, and `dit evaluate`
-reads them. Run the same command again to resume. On several machines with one --out, each draws its part.
+reads them. Run the same command again to resume. On several machines that see one --out, each draws its part: start the same command in
+all with --distributed, or tell each its part (--process-index), which needs no connection between them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dit import distributed
 from dit.errors import UserError
 
 
@@ -53,6 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--png-grid", action="store_true", help="also write the first images as one PNG beside the samples")
     add("--process-index", type=int, help="which part of the shards this process draws (default: JAX's process number)")
     add("--process-count", type=int, help="in how many parts they are drawn (default: JAX's process count)")
+    distributed.declare(parser)
     add("--grid", type=Path, metavar="STUDY_DIR", help="instead: one image from every cell of this study, as one PNG")
     add("--label", type=int, default=0, help="with --grid: the class number (default: 0)")
 
@@ -63,6 +66,10 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("expected one of CHECKPOINT and --grid STUDY_DIR")
     if (args.process_index is None) != (args.process_count is None):
         raise UserError("--process-index and --process-count go together; give both or neither")
+    if args.distributed and (args.grid is not None or args.process_index is not None):
+        raise UserError(
+            "--distributed divides the images of one checkpoint by itself: leave --grid and --process-index out"
+        )
     labels = _labels(args.labels)
     drawn = _drawn(args)
     if args.grid is not None:
@@ -72,24 +79,32 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _samples(args: argparse.Namespace, drawn: Any, labels: tuple[int, ...] | None) -> None:
-    import jax
-
     from dit.decoding import open_decoder
+    from dit.processes import SHARES_S, Processes
     from dit.progress import ImageProgress
     from dit.sample_images import SampleRun, check, draw, grid_of
     from dit.weights import open_checkpoint
 
+    if args.distributed:
+        distributed.join()
+    processes = Processes(SHARES_S)
     if args.process_index is None:
-        args.process_index, args.process_count = jax.process_index(), jax.process_count()
+        args.process_index, args.process_count = processes.index, processes.count
     num = args.num if args.num is not None else len(labels or range(16))
     parts = (args.batch_size, args.shard_size, args.process_index, args.process_count)
     job = SampleRun(args.out, num, drawn, labels, *parts)
-    loaded = open_checkpoint(args.checkpoint, args.step)
-    check(job, loaded, args.vae is not None)
-    decoder = open_decoder(args.vae, loaded.data) if args.vae is not None else None
-    with ImageProgress("sample") as progress:
-        whole = draw(job, loaded, decoder, progress)
-    if not whole:
+
+    def ready() -> tuple[Any, Any]:
+        loaded = open_checkpoint(args.checkpoint, args.step)
+        check(job, loaded, args.vae is not None)
+        return loaded, open_decoder(args.vae, loaded.data) if args.vae is not None else None
+
+    loaded, decoder = processes.together("ready", ready)
+    with ImageProgress("sample", processes.leads) as progress:
+        processes.together("samples drawn", lambda: draw(job, loaded, decoder, progress))
+    if not processes.leads:
+        return
+    if not job.npz.exists():
         print(f"{job.npz}: this process's part is done; others are still to be drawn")
         return
     step = "" if loaded.step is None else f" at step {loaded.step:,}"
