@@ -71,11 +71,7 @@ def collect(source: str | Path) -> StudyResults:
     """
     if str(source) in PUBLISHED:
         return _published(str(source))
-    folder = Path(source)
-    if not folder.is_dir():
-        raise UserError(
-            f"no folder {folder}: expected one that `dit sweep` wrote, or 'paper' for the published numbers"
-        )
+    folder = study_folder(source)
     cells = records.cells(folder)
     table = records.scores(folder, list(cells["run"]))
     if table.empty:
@@ -107,6 +103,20 @@ def collect(source: str | Path) -> StudyResults:
     )
 
 
+def study_folder(source: str | Path) -> Path:
+    """The folder of that name.
+
+    Raises:
+        UserError: if there is none.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        raise UserError(
+            f"no folder {folder}: expected one that `dit sweep` wrote, or 'paper' for the published numbers"
+        )
+    return folder
+
+
 def results(source: str | Path) -> Frame:
     """The results table of a study's folder, or of "paper": one row per score and per failed run.
 
@@ -122,7 +132,7 @@ def losses(source: str | Path) -> Frame:
     Raises:
         UserError: if there is no study.
     """
-    folder = Path(source)
+    folder = study_folder(source)
     return records.logged(folder, records.cells(folder))
 
 

@@ -318,12 +318,12 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines):
         if not line:
             continue
+        row: Any = None
         try:
             row = json.loads(line)
         except ValueError:
             if number == len(lines) - 1:
                 return  # the writer died within this line
-            row = None
         if not _is_metrics_row(row):
             raise UserError(
                 f"{path} line {number + 1} is not a row of metrics: restore the file from a copy, or delete that line"
