@@ -15,14 +15,14 @@ import pandas as pd
 
 from analysis.cache import collected
 from analysis.frames import Frame, frame
-from dit.config import RunConfig, digest
+from dit.config import RunConfig
 from dit.errors import UserError
-from dit.rows import CELL_COLUMNS, Row, cell_row, step_columns
+from dit.rows import CELL_COLUMNS, VARIANT, Row, cell_row, recipe, step_columns, variants
 from dit.store import FAILED, RunStore, load_study, read_json
 
 HASH, RECIPE, STEPS, GROWTH = "hash", "recipe", "steps", "growth"
 """Columns of `cells` besides those of the results table: identity hash, hash of the identity less its seed, steps asked for, and depth
-times width squared of the model."""
+times width squared of the model; and `variant`, empty where the study has none."""
 PROTOCOL, FLOOR, SAMPLES = "protocol_json", "floor", "samples"
 """Columns of `scores` besides those of the results table: protocol as JSON text, floor, and name of the file of first samples."""
 LOSS_CELL = ("run", "study", "block", "size", "patch_size", "seed")
@@ -38,11 +38,12 @@ def cells(folder: Path) -> Frame:
 
     def read(_: str) -> list[Row]:
         study = load_study(folder)
+        named = variants(study.runs)
         return [
             {
-                **cell_row(run, study.name),
+                **cell_row(run, study.name, named.get(run.run, "")),
                 HASH: run.hash,
-                RECIPE: digest({name: value for name, value in run.identity.items() if name != "seed"}),
+                RECIPE: recipe(run),
                 STEPS: run.steps,
                 GROWTH: run.model.depth * run.model.hidden_size**2,
             }
@@ -50,7 +51,7 @@ def cells(folder: Path) -> Frame:
         ]
 
     table, _ = collected(folder, "cells", ["study"], lambda _: [folder / "study.json"], read)
-    return table if len(table) else frame([], [*CELL_COLUMNS, HASH, RECIPE, STEPS, GROWTH])
+    return table if len(table) else frame([], [*CELL_COLUMNS, VARIANT, HASH, RECIPE, STEPS, GROWTH])
 
 
 def scores(folder: Path, runs: list[str]) -> Frame:

@@ -22,10 +22,10 @@ from analysis.query import filter_rows
 from analysis.seeds import over_seeds
 from dit import rows as columns_of
 from dit.errors import UserError
-from dit.rows import Row
+from dit.rows import VARIANT, Row
 
 PUBLISHED: dict[str, Callable[[], list[Row]]] = {"paper": published.rows, "baselines": published.baselines}
-_FIXED = columns_of.columns([])
+_FIXED = columns_of.columns([], variants=True)
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,8 @@ def collect(source: str | Path) -> StudyResults:
     protocols = scored.drop_duplicates("protocol")
     floors = scored.dropna(subset=[records.FLOOR]).drop_duplicates("protocol")
     shown = scored.dropna(subset=[records.SAMPLES])
+    if (cells[VARIANT] != "").any():
+        table[VARIANT] = table["run"].map(dict(zip(cells["run"], cells[VARIANT])))
     return StudyResults(
         name=cells["study"].iloc[0],
         table=_table(table.drop(columns=[records.PROTOCOL, records.FLOOR, records.SAMPLES])),
@@ -139,7 +141,7 @@ def losses(source: str | Path) -> Frame:
 def _table(table: Frame) -> Frame:
     """Rows under the results table's columns, in their order."""
     metrics = [name for name in table.columns if name not in _FIXED]
-    table = table.reindex(columns=columns_of.columns(metrics)).infer_objects()
+    table = table.reindex(columns=columns_of.columns(metrics, VARIANT in table)).infer_objects()
     return table.astype({name: "float64" for name in metrics})
 
 

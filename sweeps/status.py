@@ -7,7 +7,6 @@ Gflops of training and sampling, one multiply-add a flop); the study's is the su
 from __future__ import annotations
 
 import os
-import time
 import uuid
 from collections import Counter
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from dit import lease
 from dit.flops import train_gflops
-from dit.rows import Row, planned_row
+from dit.rows import Row, planned_row, variants
 from dit.store import DONE, FAILED, RunStore, read_json
 from sweeps.ledger import ENDED, HELD, Cell, Ledger, owner_name
 from sweeps.plan import sampling_gflops
@@ -38,7 +37,8 @@ def status_rows(ledger: Ledger) -> list[Row]:
     """A row per cell: the results table's columns as far as training has come, and the cell's state, worker and time left."""
     cells = ledger.cells()
     now = storage_time(ledger.folder)
-    rows = [_row(ledger, cell, now) for cell in cells]
+    named = variants(ledger.study.runs)
+    rows = [_row(ledger, cell, now, named.get(cell.run.run)) for cell in cells]
     spent = [(work(cell.run), _spent_s(ledger.folder, cell)) for cell in cells if cell.state == DONE]
     spent = [pair for pair in spent if pair[1] > 0]
     rates = [row["s_per_gflop"] for row in rows if row["s_per_gflop"]]
@@ -48,9 +48,9 @@ def status_rows(ledger: Ledger) -> list[Row]:
     return rows
 
 
-def _row(ledger: Ledger, cell: Cell, now: float | None) -> Row:
+def _row(ledger: Ledger, cell: Cell, now: float | None, variant: str | None) -> Row:
     run, record = cell.run, RunStore(ledger.folder, cell.run)
-    row = planned_row(run, ledger.study.name, cell.state)
+    row = planned_row(run, ledger.study.name, cell.state, variant)
     held = cell.state in HELD and cell.attempt is not None
     live = cell.attempt.progress if held and cell.attempt else {}
     silent = _silent_s(ledger, record, cell, now) if held else None
@@ -148,8 +148,3 @@ def summary(rows: list[Row]) -> Summary:
     latest = max(failures, key=lambda row: row["time"] if isinstance(row["time"], int | float) else 0.0, default=None)
     last = "" if latest is None else f"{latest['run']} at step {latest['step']}: {latest['reason']}"
     return Summary(len(rows), dict(states), known, workers, stale, last)
-
-
-def timestamp() -> str:
-    """The present by this host's clock, for a person watching."""
-    return time.strftime("%H:%M:%S")

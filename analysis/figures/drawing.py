@@ -21,6 +21,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from analysis import protocols
 from analysis.frames import Frame
 from analysis.results import StudyResults
+from analysis.seeds import require_one_variant
 from analysis.style import FAINT, INK, MUTED, TEXT_WIDTH, Look, Looks, block_name, page, pt, stroke
 from dit.config import BLOCKS
 
@@ -97,7 +98,12 @@ def at_common_step(rows: Frame) -> Frame:
 
 
 def over_seeds(rows: Frame, by: list[str], metric: str) -> Frame:
-    """Mean, standard deviation and number of seeds for each group, in order of `by`."""
+    """Mean, standard deviation and number of seeds for each group, in order of `by`.
+
+    Raises:
+        UserError: if runs of one cell differ in more than their seed.
+    """
+    require_one_variant(rows)
     grouped = rows.groupby(by, sort=True)[metric]
     return grouped.agg(mean="mean", sd="std", n="count").reset_index()
 
