@@ -15,7 +15,7 @@ from pathlib import Path
 from dit import lease
 from dit.flops import train_gflops
 from dit.rows import Row, planned_row, variants
-from dit.store import DONE, FAILED, RunStore, read_json
+from dit.store import DONE, FAILED, RunStore, read_record
 from sweeps.ledger import ENDED, HELD, Cell, Ledger, owner_name
 from sweeps.plan import sampling_gflops
 from sweeps.progress import fit, work
@@ -88,7 +88,8 @@ def _best_scores(record: RunStore) -> dict[str, float | None]:
     present = record.evaluation_names()
     for metric, key in sorted(first.items()):
         paths = [record.evaluation_path(e) for e in record.run.evaluations if (e.metric, e.key) == (metric, key)]
-        best[metric] = min((read_json(path)["row"][metric] for path in paths if path.name in present), default=None)
+        found = (read_record(path, row=dict)["row"].get(metric) for path in paths if path.name in present)
+        best[metric] = min((score for score in found if isinstance(score, int | float)), default=None)
     return best
 
 

@@ -87,7 +87,7 @@ def scores(study: StudyResults, apart_from: tuple[str, ...] = ()) -> Scores:
     floors = [study.floors[key] for key in rows["protocol"].unique() if key in study.floors]
     floor = min(floors, default=None)
     said = "" if floor is None else f" Floor (real vs. real): {floor:.3g}."
-    foot = f"Study “{study.name}”. {protocols.describe({**protocol, **dict.fromkeys(apart_from)})}. One multiply-add is one flop.{said}"
+    foot = f"Study “{study.name}”. {protocols.describe(protocol)}. One multiply-add is one flop.{said}"
     return Scores(rows[rows[metric].notna()], metric, protocols.metric_label(protocol), floor, foot)
 
 
