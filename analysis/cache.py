@@ -26,7 +26,7 @@ import pandas as pd
 from analysis.frames import Frame, frame
 from dit.rows import Row
 
-MAGIC = b"dit cache 1 "
+MAGIC = b"dit cache 2 "
 """Begins every file; the number grows when the format does, or what is derived."""
 SHARD_RUNS = 256
 SETTLED_S = 2.0

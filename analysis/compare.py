@@ -21,9 +21,8 @@ from scipy import stats
 from analysis import published
 from analysis.results import StudyResults
 from analysis.tables import plain
-from dit.config import digest
 from dit.errors import UserError
-from dit.rows import COUNT, DEVIATION, Row
+from dit.rows import COUNT, DEVIATION, Row, recipe, recipe_fields
 from dit.store import load_study
 
 COV = 0.013
@@ -248,15 +247,7 @@ def _said(key: str, protocol: Mapping[str, Any], other: Mapping[str, Any]) -> An
 
 
 def _identities(study: StudyResults) -> dict[str, dict[str, Any]]:
-    """Configurations by recipe, flat ("optim.learning_rate") and less their seed; none for what is published."""
+    """Configurations by recipe; none for what is published."""
     if study.folder is None:
         return {}
-    found = {}
-    for run in load_study(study.folder).runs:
-        identity = {name: value for name, value in run.identity.items() if name != "seed"}
-        found[digest(identity)] = {
-            f"{name}.{part}" if part else name: value
-            for name, values in identity.items()
-            for part, value in (values.items() if isinstance(values, dict) else [("", values)])
-        }
-    return found
+    return {recipe(run): recipe_fields(run) for run in load_study(study.folder).runs}

@@ -40,13 +40,13 @@ def describe(protocol: Protocol) -> str:
     if protocol["features"] == TRAINING_LOSS:
         return f"mean over {protocol['window_steps']:,} steps"
     words = [f"{protocol['num_samples']:,} samples"]
-    if protocol["sampling_steps"] is not None:
-        words.append(f"{str(protocol['sampler']).upper()} {protocol['sampling_steps']} steps")
-    if protocol["cfg_scale"] is not None:
+    if protocol.get("sampling_steps") is not None:
+        words.append(f"{str(protocol.get('sampler')).upper()} {protocol['sampling_steps']} steps")
+    if protocol.get("cfg_scale") is not None:
         words.append("no guidance" if protocol["cfg_scale"] == 1.0 else f"guidance {protocol['cfg_scale']:g}")
-    if protocol["ema"] is not None:
+    if protocol.get("ema") is not None:
         words.append("EMA" if protocol["ema"] else "no EMA")
-    if protocol["decoder"] not in (None, "none"):
+    if protocol.get("decoder") not in (None, "none"):
         words.append(f"decoder {protocol['decoder']}")
     return ", ".join(words)
 

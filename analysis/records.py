@@ -9,20 +9,22 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.cache import collected
-from analysis.frames import Frame, frame
-from dit.config import RunConfig, digest
+from analysis.frames import COUNTS, Frame, frame
+from analysis.protocols import metric
+from dit.config import RunConfig
 from dit.errors import UserError
-from dit.rows import CELL_COLUMNS, Row, cell_row, step_columns
-from dit.store import FAILED, RunStore, load_study, read_json
+from dit.rows import CELL_COLUMNS, END_COLUMNS, VARIANT, Row, cell_row, recipe, step_columns, variants
+from dit.store import FAILED, RunStore, load_study, read_record
 
 HASH, RECIPE, STEPS, GROWTH = "hash", "recipe", "steps", "growth"
 """Columns of `cells` besides those of the results table: identity hash, hash of the identity less its seed, steps asked for, and depth
-times width squared of the model."""
+times width squared of the model; and `variant`, empty where the study has none."""
 PROTOCOL, FLOOR, SAMPLES = "protocol_json", "floor", "samples"
 """Columns of `scores` besides those of the results table: protocol as JSON text, floor, and name of the file of first samples."""
 LOSS_CELL = ("run", "study", "block", "size", "patch_size", "seed")
@@ -38,11 +40,12 @@ def cells(folder: Path) -> Frame:
 
     def read(_: str) -> list[Row]:
         study = load_study(folder)
+        named = variants(study.runs)
         return [
             {
-                **cell_row(run, study.name),
+                **cell_row(run, study.name, named.get(run.run, "")),
                 HASH: run.hash,
-                RECIPE: digest({name: value for name, value in run.identity.items() if name != "seed"}),
+                RECIPE: recipe(run),
                 STEPS: run.steps,
                 GROWTH: run.model.depth * run.model.hidden_size**2,
             }
@@ -50,7 +53,7 @@ def cells(folder: Path) -> Frame:
         ]
 
     table, _ = collected(folder, "cells", ["study"], lambda _: [folder / "study.json"], read)
-    return table if len(table) else frame([], [*CELL_COLUMNS, HASH, RECIPE, STEPS, GROWTH])
+    return table if len(table) else frame([], [*CELL_COLUMNS, VARIANT, HASH, RECIPE, STEPS, GROWTH])
 
 
 def scores(folder: Path, runs: list[str]) -> Frame:
@@ -69,9 +72,9 @@ def scores(folder: Path, runs: list[str]) -> Frame:
         store = RunStore(folder, run)
         rows: list[Row] = []
         for path in sorted((store.path / "evals").glob("*.json")):
-            value = read_json(path)
-            if not {"row", "protocol"} <= value.keys():
-                raise UserError(f"{path} is not an evaluation: expected its row and protocol; delete it to score again")
+            value = read_record(path, row=dict, protocol=dict)
+            if trouble := _trouble(value, cell_row(run, study)):
+                raise UserError(f"{path} is no evaluation of {name}: {trouble}; delete it to score again")
             images = store.path / "samples" / f"{path.stem}.npz"
             beside = {
                 PROTOCOL: json.dumps(value["protocol"]),
@@ -88,6 +91,31 @@ def scores(folder: Path, runs: list[str]) -> Frame:
     table, _ = collected(folder, "scores", runs, files, read)
     gaps = [name for name in ("protocol", PROTOCOL, FLOOR, SAMPLES) if name not in table.columns]
     return table.assign(**dict.fromkeys(gaps))
+
+
+_TEXTS = (*(name for name in CELL_COLUMNS if name in ("run", "study", "block", "size")), *END_COLUMNS)
+_NUMBERS = (int, float, type(None))
+
+
+def _trouble(value: dict[str, Any], cell: Row) -> str | None:
+    """What is wrong with an evaluation of a cell, in a few words."""
+    row, protocol = value["row"], value["protocol"]
+    for name in ("run", "block", "size", "patch_size", "seed", "image_size", "batch_size"):
+        if row.get(name) != cell[name]:
+            return f"{name} is {row.get(name)!r}, the run's is {cell[name]!r}"
+    for name, one in row.items():
+        kinds = (str, type(None)) if name in _TEXTS else (int, type(None)) if name in COUNTS else _NUMBERS
+        if type(one) not in kinds:
+            return f"{name} is {one!r}, of another kind than it should be"
+    if (
+        type(row.get("step")) is not int
+        or type(row.get("protocol")) is not str
+        or type(value.get("floor")) not in _NUMBERS
+    ):
+        return "its step, protocol or floor is missing"
+    if type(protocol.get("features")) is not str or type(protocol.get("num_samples")) is not int:
+        return "its protocol does not tell features and num_samples"
+    return None if metric(protocol) in row else f"it has no {metric(protocol)}, which its protocol is of"
 
 
 def statuses(folder: Path, known: Frame) -> Frame:

@@ -22,10 +22,10 @@ from analysis.query import filter_rows
 from analysis.seeds import over_seeds
 from dit import rows as columns_of
 from dit.errors import UserError
-from dit.rows import Row
+from dit.rows import VARIANT, Row
 
 PUBLISHED: dict[str, Callable[[], list[Row]]] = {"paper": published.rows, "baselines": published.baselines}
-_FIXED = columns_of.columns([])
+_FIXED = columns_of.columns([], variants=True)
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,7 @@ def collect(source: str | Path) -> StudyResults:
     """
     if str(source) in PUBLISHED:
         return _published(str(source))
-    folder = Path(source)
-    if not folder.is_dir():
-        raise UserError(
-            f"no folder {folder}: expected one that `dit sweep` wrote, or 'paper' for the published numbers"
-        )
+    folder = study_folder(source)
     cells = records.cells(folder)
     table = records.scores(folder, list(cells["run"]))
     if table.empty:
@@ -88,6 +84,8 @@ def collect(source: str | Path) -> StudyResults:
     protocols = scored.drop_duplicates("protocol")
     floors = scored.dropna(subset=[records.FLOOR]).drop_duplicates("protocol")
     shown = scored.dropna(subset=[records.SAMPLES])
+    if (cells[VARIANT] != "").any():
+        table[VARIANT] = table["run"].map(dict(zip(cells["run"], cells[VARIANT])))
     return StudyResults(
         name=cells["study"].iloc[0],
         table=_table(table.drop(columns=[records.PROTOCOL, records.FLOOR, records.SAMPLES])),
@@ -107,6 +105,20 @@ def collect(source: str | Path) -> StudyResults:
     )
 
 
+def study_folder(source: str | Path) -> Path:
+    """The folder of that name.
+
+    Raises:
+        UserError: if there is none.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        raise UserError(
+            f"no folder {folder}: expected one that `dit sweep` wrote, or 'paper' for the published numbers"
+        )
+    return folder
+
+
 def results(source: str | Path) -> Frame:
     """The results table of a study's folder, or of "paper": one row per score and per failed run.
 
@@ -122,14 +134,14 @@ def losses(source: str | Path) -> Frame:
     Raises:
         UserError: if there is no study.
     """
-    folder = Path(source)
+    folder = study_folder(source)
     return records.logged(folder, records.cells(folder))
 
 
 def _table(table: Frame) -> Frame:
     """Rows under the results table's columns, in their order."""
     metrics = [name for name in table.columns if name not in _FIXED]
-    table = table.reindex(columns=columns_of.columns(metrics)).infer_objects()
+    table = table.reindex(columns=columns_of.columns(metrics, VARIANT in table)).infer_objects()
     return table.astype({name: "float64" for name in metrics})
 
 

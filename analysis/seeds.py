@@ -1,11 +1,12 @@
-"""Scores as mean, standard deviation and count over seeds."""
+"""Scores as mean, standard deviation and count over seeds, and the refusal to average what differs in more."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from analysis.frames import Frame, frame
-from dit.rows import COUNT, DEVIATION, columns_over_seeds
+from dit.errors import UserError
+from dit.rows import COUNT, DEVIATION, VARIANT, columns_over_seeds
 
 
 def over_seeds(table: Frame, metrics: list[str], recipes: Mapping[str, str]) -> Frame:
@@ -17,7 +18,7 @@ def over_seeds(table: Frame, metrics: list[str], recipes: Mapping[str, str]) -> 
     Args:
         recipes: a run's identity less its seed; a run that is not there is a cell of its own.
     """
-    columns = columns_over_seeds(metrics)
+    columns = columns_over_seeds(metrics, VARIANT in table)
     scored = table[table[metrics].notna().any(axis=1)] if metrics else table[:0]
     if scored.empty:
         return frame([], columns)
@@ -30,3 +31,21 @@ def over_seeds(table: Frame, metrics: list[str], recipes: Mapping[str, str]) -> 
     rest = groups[[name for name in scored.columns if name not in metrics]].first()
     lead = rest.drop(columns=["recipe", "step", "protocol"]).join([means, deviations, counts]).reset_index()
     return lead[columns].astype({COUNT: "Int64"})
+
+
+def require_one_variant(rows: Frame) -> None:
+    """Check that runs of one block, size and patch size differ in their seed alone.
+
+    Raises:
+        UserError: naming two variants of one cell, and how to pick one.
+    """
+    if VARIANT not in rows.columns:
+        return
+    for cell, found in rows.groupby(["block", "size", "patch_size"], sort=False)[VARIANT]:
+        several = found.unique()
+        if len(several) > 1:
+            block, size, patch = cell  # type: ignore[misc]  # grouped by three columns
+            raise UserError(
+                f"{block} {size}/{patch} was trained with {several[0]} and with {several[1]}: no mean is taken over what differs in "
+                f"more than the seed; pick one, as in --where \"{VARIANT} == '{several[0]}'\""
+            )

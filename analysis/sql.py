@@ -16,7 +16,7 @@ import pandas as pd
 
 from analysis import records
 from analysis.frames import Frame
-from analysis.results import PUBLISHED, collect, losses
+from analysis.results import PUBLISHED, collect, losses, study_folder
 from dit.errors import UserError
 from dit.rows import Row
 
@@ -65,7 +65,7 @@ def _table(source: str | Path, name: str) -> Frame:
         case "losses":
             return losses(source)
         case _:
-            folder = Path(source)
+            folder = study_folder(source)
             return records.statuses(folder, records.cells(folder))
 
 

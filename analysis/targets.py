@@ -16,7 +16,7 @@ from analysis.query import filter_rows
 from analysis.results import StudyResults
 from dit.config import LADDERS, Evaluation, RunConfig, model_config
 from dit.errors import UserError
-from dit.rows import Row, planned_row
+from dit.rows import VARIANT, Row, planned_row, variants
 from dit.store import PLANNED, RunStore, load_study
 
 
@@ -52,7 +52,7 @@ def declared_part(evaluation: Evaluation, protocol: Protocol) -> bool:
 
 
 def planned_targets(study: StudyResults, observations: Observations) -> list[Target]:
-    """Every run of the study at the observations' image size, then the cells of its ladder that it lacks.
+    """Every run of the study at the observations' image size and of their variant, then the cells of its ladder that it lacks.
 
     Where there is no study on disk (the published numbers): the cells that have a score under the observations' protocol.
     """
@@ -60,13 +60,15 @@ def planned_targets(study: StudyResults, observations: Observations) -> list[Tar
         return _published_targets(observations)
     protocol, images = observations.protocol, set(observations.rows["image_size"])
     declared = load_study(study.folder)
+    named = variants(declared.runs)
+    chosen = set(observations.rows[VARIANT]) if VARIANT in observations.rows else {None}
+    runs = tuple(run for run in declared.runs if run.data.image_size in images and named.get(run.run) in chosen)
     found = [
         Target(planned_row(run, declared.name), RunStore(study.folder, run).status()["state"], _steps(run, protocol))
-        for run in declared.runs
-        if run.data.image_size in images
+        for run in runs
     ]
     there = {target.cell for target in found}
-    for run in _ladder_runs(tuple(run for run in declared.runs if run.data.image_size in images)):
+    for run in _ladder_runs(runs):
         target = Target(planned_row(run, declared.name), "not in the study", _steps(run, protocol))
         if target.cell not in there:
             there.add(target.cell)

@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from dit.checks import require_choice, require_kind, require_number, require_positive, require_whole
 from dit.errors import UserError
 from dit.topology import parse_mesh
 
@@ -51,18 +52,6 @@ LADDERS: dict[str, dict[str, Size]] = {
 SIZES = ("S", "B", "L", "XL")
 
 
-def _choice(value: str, choices: tuple[str, ...] | list[str], what: str) -> None:
-    if value not in choices:
-        raise UserError(f"unknown {what} '{value}': expected one of {', '.join(choices)}")
-
-
-def _positive(owner: object, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{name} is {value!r}: expected a positive whole number")
-
-
 @dataclass(frozen=True)
 class DataConfig:
     """A data set as the model sees it: `image_size` in pixels, `input_size` and `in_channels` as the model sees it (latents)."""
@@ -72,6 +61,10 @@ class DataConfig:
     input_size: int
     in_channels: int
     num_classes: int
+
+    def __post_init__(self) -> None:
+        require_kind(self, str, "name")
+        require_positive(self, "image_size", "input_size", "in_channels", "num_classes")
 
     @property
     def is_latent(self) -> bool:
@@ -110,23 +103,23 @@ class ModelConfig:
     qk_norm: bool = False
 
     def __post_init__(self) -> None:
-        _choice(self.block, BLOCKS, "block")
-        _positive(self, "patch_size", "depth", "hidden_size", "num_heads", "input_size", "in_channels", "num_classes")
+        require_choice(self.block, BLOCKS, "block")
+        require_positive(self, "patch_size", "depth", "hidden_size", "num_heads")
+        require_positive(self, "input_size", "in_channels", "num_classes")
         if self.input_size % self.patch_size:
             divisors = [p for p in range(1, self.input_size + 1) if self.input_size % p == 0]
             raise UserError(
                 f"patch_size {self.patch_size} does not divide the model's input of {self.input_size}: expected one of {divisors}"
             )
-        if self.hidden_size % self.num_heads:
-            raise UserError(
-                f"num_heads {self.num_heads} does not divide hidden_size {self.hidden_size}: choose a divisor"
-            )
-        if self.hidden_size % 4:
-            raise UserError(
-                f"hidden_size {self.hidden_size} is not a multiple of 4, which the 2-D position embedding needs"
-            )
-        if not 0 <= self.class_dropout_prob < 1:
-            raise UserError(f"class_dropout_prob {self.class_dropout_prob} is outside [0, 1)")
+        width, heads = self.hidden_size, self.num_heads
+        if width % heads:
+            raise UserError(f"num_heads {heads} does not divide hidden_size {width}: choose a divisor")
+        if width % 4:
+            raise UserError(f"hidden_size {width} is not a multiple of 4, which the 2-D position embedding needs")
+        require_number(self, "mlp_ratio", low=0, ends="(]")
+        require_number(self, "class_dropout_prob", low=0, high=1, ends="[)")
+        require_kind(self, bool, "learn_sigma", "qk_norm")
+        require_kind(self, str, "size", "ladder")
 
     @property
     def tokens(self) -> int:
@@ -152,9 +145,9 @@ def model_config(
     Raises:
         UserError: for an unknown ladder, size or block, or a patch size that does not divide the input.
     """
-    _choice(block, BLOCKS, "block")
-    _choice(ladder, list(LADDERS), "ladder")
-    _choice(size, list(LADDERS[ladder]), "size")
+    require_choice(block, BLOCKS, "block")
+    require_choice(ladder, list(LADDERS), "ladder")
+    require_choice(size, list(LADDERS[ladder]), "size")
     row = LADDERS[ladder][size]
     return ModelConfig(
         block=block,  # type: ignore[arg-type]  # checked by ModelConfig
@@ -179,6 +172,11 @@ class DiffusionConfig:
     beta_start: float = 1e-4
     beta_end: float = 2e-2
 
+    def __post_init__(self) -> None:
+        require_positive(self, "timesteps")
+        require_number(self, "beta_start", low=0, high=1, ends="()")
+        require_number(self, "beta_end", low=self.beta_start, high=1, ends="[)")
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -190,6 +188,12 @@ class OptimConfig:
     b2: float = 0.999
     eps: float = 1e-8
     ema_decay: float = 0.9999
+
+    def __post_init__(self) -> None:
+        require_number(self, "learning_rate", "eps", low=0, ends="(]")
+        require_number(self, "weight_decay", low=0)
+        require_number(self, "b1", "b2", low=0, high=1, ends="[)")
+        require_number(self, "ema_decay", low=0, high=1)
 
 
 @dataclass(frozen=True)
@@ -206,10 +210,9 @@ class Guard:
     spike_factor: float = 10.0
 
     def __post_init__(self) -> None:
-        _choice(self.nonfinite, ("stop", "skip"), "treatment of steps that are not finite")
-        _choice(self.spike, ("log", "skip", "stop"), "treatment of spikes")
-        if not self.spike_factor > 1:
-            raise UserError(f"spike_factor is {self.spike_factor}: expected a number above 1")
+        require_choice(self.nonfinite, ("stop", "skip"), "treatment of steps that are not finite")
+        require_choice(self.spike, ("log", "skip", "stop"), "treatment of spikes")
+        require_number(self, "spike_factor", low=1, ends="(]")
 
 
 Sampler = Literal["ddpm", "ddim"]
@@ -236,9 +239,14 @@ class Evaluation:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        _choice(self.sampler, get_args(Sampler), "sampler")
-        _choice(self.precision, get_args(Precision), "precision")
-        _positive(self, "step", "num_samples", "sampling_steps")
+        require_choice(self.sampler, get_args(Sampler), "sampler")
+        require_choice(self.precision, get_args(Precision), "precision")
+        optional = ["cfg_channels"] * (self.cfg_channels is not None)
+        require_positive(self, "step", "num_samples", "sampling_steps", *optional)
+        require_number(self, "cfg_scale", low=0)
+        require_kind(self, str, "features", "decoder")
+        require_kind(self, bool, "ema")
+        require_whole(self, "sample_seed", below=2**32)
 
     @property
     def metric(self) -> str:
@@ -274,10 +282,9 @@ class RunConfig:
     guard: Guard = field(default_factory=Guard)
 
     def __post_init__(self) -> None:
-        _positive(self, "steps", "batch_size")
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
-            raise UserError(f"seed is {self.seed!r}: expected a whole number, 0 or more")
-        _choice(self.precision, get_args(Precision), "precision")
+        require_positive(self, "steps", "batch_size")
+        require_whole(self, "seed")
+        require_choice(self.precision, get_args(Precision), "precision")
         model = (self.model.input_size, self.model.in_channels, self.model.num_classes)
         data = (self.data.input_size, self.data.in_channels, self.data.num_classes)
         if model != data:
@@ -286,10 +293,19 @@ class RunConfig:
                 f"'{self.data.name}', {data}: build the model with model_config(..., data)"
             )
         for evaluation in self.evaluations:
-            if evaluation.step > self.steps:
-                raise UserError(
-                    f"an evaluation at step {evaluation.step} lies past the run's {self.steps} steps: train longer or score earlier"
-                )
+            self._check_evaluation(evaluation)
+
+    def _check_evaluation(self, evaluation: Evaluation) -> None:
+        """Refuse what could not be scored once the training has been paid for."""
+        if evaluation.step > self.steps:
+            raise UserError(
+                f"an evaluation at step {evaluation.step} lies past the run's {self.steps} steps: train longer or score earlier"
+            )
+        timesteps = self.diffusion.timesteps
+        if evaluation.sampling_steps > timesteps:
+            raise UserError(f"sampling_steps {evaluation.sampling_steps} is above {timesteps}, the process's timesteps")
+        if evaluation.cfg_scale != 1 and not self.model.class_dropout_prob:
+            raise UserError(f"cfg_scale {evaluation.cfg_scale:g} needs a null label: set class_dropout_prob above 0")
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -341,10 +357,9 @@ class RunArguments:
     reference: str = ""
 
     def __post_init__(self) -> None:
-        _choice(self.remat, get_args(Remat), "remat")
-        _positive(self, "accumulate")
-        if self.steps_per_dispatch < 0:
-            raise UserError(f"steps_per_dispatch is {self.steps_per_dispatch}: expected 0 (chosen by itself) or more")
+        require_choice(self.remat, get_args(Remat), "remat")
+        require_positive(self, "accumulate")
+        require_whole(self, "steps_per_dispatch")
         parse_mesh(self.mesh)
 
 

@@ -80,10 +80,28 @@ def read_json(path: Path) -> Any:
         raise UserError(
             f"{path} is not readable as JSON ({error}): restore it from a copy, or delete it to start over"
         ) from error
-    if isinstance(value, dict) and value.get("schema_version", SCHEMA_VERSION) > SCHEMA_VERSION:
+    version = value.get("schema_version", SCHEMA_VERSION) if isinstance(value, dict) else SCHEMA_VERSION
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise UserError(
-            f"{path} has schema version {value['schema_version']}, this version reads up to {SCHEMA_VERSION}: upgrade dit-scaling"
+            f"{path} has schema version {version!r}, this version reads up to {SCHEMA_VERSION}: upgrade dit-scaling"
         )
+    return value
+
+
+def read_record(path: Path, **fields: type) -> dict[str, Any]:
+    """The dictionary in a file that `write_json` wrote, with at least these fields, of these kinds.
+
+    Raises:
+        UserError: as `read_json` does, or naming the first field that is missing or of another kind.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a {type(value).__name__}, expected a dictionary: restore it from a copy")
+    for name, kind in fields.items():
+        if not isinstance(value.get(name), kind) or isinstance(value[name], bool):
+            raise UserError(
+                f"{path} has {name} {str(value.get(name))[:60]!r}, expected a {kind.__name__}: restore the file from a copy"
+            )
     return value
 
 
@@ -107,9 +125,9 @@ def check_study_folder(folder: Path, name: str) -> None:
             raise UserError(f"{part} is a file: expected a folder for the study, choose another --out")
     path = folder / "study.json"
     if path.exists():
-        present = read_json(path)
-        if present.get("study") != name:
-            raise UserError(f"{folder} holds study '{present.get('study')}', not '{name}': choose another --out")
+        present = read_record(path, study=str)
+        if present["study"] != name:
+            raise UserError(f"{folder} holds study '{present['study']}', not '{name}': choose another --out")
     elif (folder / "runs").exists():
         raise UserError(f"{folder} has runs but no study.json: choose another --out, or restore study.json from a copy")
 
@@ -136,13 +154,16 @@ def load_study(folder: Path) -> Study:
     """The study recorded in a folder.
 
     Raises:
-        UserError: if there is none, or it is of a newer schema.
+        UserError: if there is none, it is of a newer schema, or a run in it is none of this version's.
     """
     path = folder / "study.json"
     if not path.is_file():
         raise UserError(f"no study in {folder}: expected the folder that `dit sweep` wrote (it holds study.json)")
-    value = read_json(path)
-    return Study(value["study"], value["doc"], tuple(from_json(run) for run in value["runs"]))
+    value = read_record(path, study=str, doc=str, runs=list)
+    try:
+        return Study(value["study"], value["doc"], tuple(from_json(run) for run in value["runs"]))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 @contextlib.contextmanager
@@ -203,7 +224,7 @@ class RunStore:
         identity = {"schema_version": SCHEMA_VERSION, "hash": self.run.hash, **self.run.identity}
         if not path.exists():
             write_json(path, identity, self.fence)
-        elif (present := read_json(path)).get("hash") != self.run.hash or present != json.loads(json.dumps(identity)):
+        elif read_json(path) != json.loads(json.dumps(identity)):
             raise UserError(f"{path} describes another run than {self.run.run}: move that folder away")
 
     def check_place(self) -> None:
@@ -221,7 +242,9 @@ class RunStore:
     def status(self) -> dict[str, Any]:
         """The last recorded status; `planned` for a run that has not begun."""
         path = self.path / "status.json"
-        return read_json(path) if path.exists() else {"state": PLANNED, "step": 0, "attempt": 0}
+        if not path.exists():
+            return {"state": PLANNED, "step": 0, "attempt": 0}
+        return read_record(path, state=str, step=int, attempt=int)
 
     def set_status(self, state: str, **fields: Any) -> None:
         """Record a status: `state` with `step`, `attempt`, and `loss` or `reason` where there is one."""
@@ -290,23 +313,37 @@ def attempt_rows(run_folder: Path) -> dict[int, list[dict[str, Any]]]:
     return {int(path.stem): list(_lines(path)) for path in sorted(paths, key=lambda path: int(path.stem))}
 
 
+_NUMBER = (float, int, type(None))
+
+
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     lines = path.read_bytes().split(b"\n")
     with contextlib.suppress(ValueError):  # all at once takes half the time; where it fails, the loop finds the line
         whole = json.loads(b"[" + b",".join(filter(None, lines)) + b"]")
-        yield from whole
-        return
+        if all(map(_is_metrics_row, whole)):
+            yield from whole
+            return
     for number, line in enumerate(lines):
         if not line:
             continue
+        row: Any = None
         try:
-            yield json.loads(line)
-        except ValueError as error:
+            row = json.loads(line)
+        except ValueError:
             if number == len(lines) - 1:
                 return  # the writer died within this line
+        if not _is_metrics_row(row):
             raise UserError(
-                f"{path} line {number + 1} is not JSON: restore the file from a copy, or delete that line"
-            ) from error
+                f"{path} line {number + 1} is not a row of metrics: restore the file from a copy, or delete that line"
+            )
+        yield row
+
+
+def _is_metrics_row(row: Any) -> bool:
+    """Whether the value is a row: a dictionary with its step, and a number (or nothing) for each metric that is read back."""
+    if type(row) is not dict or type(row.get("step")) is not int or type(row.get("loss")) not in _NUMBER:
+        return False
+    return type(row.get("images_per_s")) in _NUMBER and type(row.get("train_gflops")) in _NUMBER
 
 
 class MetricsWriter:

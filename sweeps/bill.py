@@ -21,7 +21,7 @@ from typing import Any, Literal
 from dit import flops
 from dit.config import ModelConfig, RunConfig
 from dit.errors import UserError
-from dit.rows import Row, planned_row
+from dit.rows import Row, planned_row, variants
 from dit.topology import MeshShape, parse_mesh
 from sweeps import compiled
 from sweeps.hardware import Band, Hardware
@@ -67,12 +67,13 @@ def bill(study: str, runs: tuple[RunConfig, ...], settings: Settings) -> list[Ro
     rates = _measured_rates(runs, settings)
     steps = [dataclasses.replace(run, seed=0, steps=1, evaluations=()) for run in runs]
     needs = {step: memory_of(step, settings) for step in set(steps)}  # cells of the same step share its memory
-    return [_row(study, run, settings, needs[step], rates) for run, step in zip(runs, steps)]
+    named = variants(runs)
+    return [_row(study, run, settings, needs[step], rates, named.get(run.run)) for run, step in zip(runs, steps)]
 
 
-def _row(study: str, run: RunConfig, settings: Settings, need: Need, rates: list[float]) -> Row:
+def _row(study: str, run: RunConfig, settings: Settings, need: Need, rates: list[float], variant: str | None) -> Row:
     hardware = settings.hardware
-    row: Row = planned_row(run, study)
+    row: Row = planned_row(run, study, variant=variant)
     row |= {
         "precision": run.precision,
         "train_exaflops": row["train_gflops"] / 1e9,

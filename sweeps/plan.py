@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dit import flops
 from dit.config import RunConfig
-from dit.rows import Row, planned_row
+from dit.rows import Row, planned_row, variants
 from dit.store import Study
 
 COLUMNS = (
@@ -35,7 +35,8 @@ class Total:
 
 def plan(study: Study, runs: tuple[RunConfig, ...]) -> list[Row]:
     """One row per cell, at the end of its training."""
-    return [planned_row(run, study.name) for run in runs]
+    named = variants(study.runs)
+    return [planned_row(run, study.name, variant=named.get(run.run)) for run in runs]
 
 
 def sampling_gflops(run: RunConfig) -> float:

@@ -7,7 +7,6 @@ Gflops of training and sampling, one multiply-add a flop); the study's is the su
 from __future__ import annotations
 
 import os
-import time
 import uuid
 from collections import Counter
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from pathlib import Path
 
 from dit import lease
 from dit.flops import train_gflops
-from dit.rows import Row, planned_row
-from dit.store import DONE, FAILED, RunStore, read_json
+from dit.rows import Row, planned_row, variants
+from dit.store import DONE, FAILED, RunStore, read_record
 from sweeps.ledger import ENDED, HELD, Cell, Ledger, owner_name
 from sweeps.plan import sampling_gflops
 from sweeps.progress import fit, work
@@ -42,7 +41,8 @@ def status_rows(ledger: Ledger) -> list[Row]:
     """A row per cell: the results table's columns as far as training has come, and the cell's state, worker and time left."""
     cells = ledger.cells()
     now = storage_time(ledger.folder)
-    rows = [_row(ledger, cell, now) for cell in cells]
+    named = variants(ledger.study.runs)
+    rows = [_row(ledger, cell, now, named.get(cell.run.run)) for cell in cells]
     spent = [(work(cell.run), _spent_s(ledger.folder, cell)) for cell in cells if cell.state == DONE]
     spent = [pair for pair in spent if pair[1] > 0]
     rates = [row["s_per_gflop"] for row in rows if row["s_per_gflop"]]
@@ -52,9 +52,9 @@ def status_rows(ledger: Ledger) -> list[Row]:
     return rows
 
 
-def _row(ledger: Ledger, cell: Cell, now: float | None) -> Row:
+def _row(ledger: Ledger, cell: Cell, now: float | None, variant: str | None) -> Row:
     run, record = cell.run, RunStore(ledger.folder, cell.run)
-    row = planned_row(run, ledger.study.name, cell.state)
+    row = planned_row(run, ledger.study.name, cell.state, variant)
     held = cell.state in HELD and cell.attempt is not None
     live = cell.attempt.progress if held and cell.attempt else {}
     silent = _silent_s(ledger, record, cell, now) if held else None
@@ -93,7 +93,8 @@ def _best_scores(record: RunStore) -> dict[str, float | None]:
     present = record.evaluation_names()
     for metric, key in sorted(first.items()):
         paths = [record.evaluation_path(e) for e in record.run.evaluations if (e.metric, e.key) == (metric, key)]
-        best[metric] = min((read_json(path)["row"][metric] for path in paths if path.name in present), default=None)
+        found = (read_record(path, row=dict)["row"].get(metric) for path in paths if path.name in present)
+        best[metric] = min((score for score in found if isinstance(score, int | float)), default=None)
     return best
 
 
@@ -157,7 +158,3 @@ def summary(rows: list[Row]) -> Summary:
     goodput = sum(row["productive_s"] for row in accounted) / wall if wall else None
     return Summary(len(rows), dict(states), known, workers, stale, last, goodput)
 
-
-def timestamp() -> str:
-    """The present by this host's clock, for a person watching."""
-    return time.strftime("%H:%M:%S")

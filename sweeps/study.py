@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import experiments
 from dit.config import RunConfig
 from dit.errors import UserError
-from dit.rows import planned_row
+from dit.rows import planned_row, variants
 from dit.store import Study
 
 Result = TypeVar("Result")
@@ -110,7 +110,8 @@ def subset(study: Study, where: str | None) -> tuple[RunConfig, ...]:
         return study.runs
     from analysis.query import select
 
-    rows = [planned_row(run, study.name) for run in study.runs]
+    named = variants(study.runs)
+    rows = [planned_row(run, study.name, variant=named.get(run.run)) for run in study.runs]
     chosen = {row["run"] for row in select(rows, where)}
     if not chosen:
         raise UserError(f"no cell of study '{study.name}' satisfies {where!r}: loosen --where")

@@ -12,6 +12,7 @@ from dit.config import DATASETS, DiffusionConfig, Evaluation, Guard, ModelConfig
 from dit.errors import UserError
 
 EVALUATION = Evaluation(step=100, features="digits", num_samples=64, sampling_steps=16)
+GUIDED = dataclasses.replace(EVALUATION, cfg_scale=1.5)
 
 
 def a_run(**changes):
@@ -164,8 +165,8 @@ def a_model(**changes):
     return ModelConfig(**{"block": "adaln", "patch_size": 2, "depth": 1, "hidden_size": 24, "num_heads": 2} | changes)
 
 
-def a_cell(block="adaln", size="S", patch_size=2, data="digits", ladder="dit"):
-    return model_config(block, size, patch_size, DATASETS[data], ladder)
+def a_cell(block="adaln", size="S", patch_size=2, data="digits", ladder="dit", **changes):
+    return model_config(block, size, patch_size, DATASETS[data], ladder, **changes)
 
 
 @pytest.fixture
@@ -193,8 +194,8 @@ def unchecked():
         (lambda: a_model(in_channels=0), ["in_channels is 0"]),
         (lambda: a_model(num_heads=5), ["num_heads 5", "hidden_size 24"]),
         (lambda: a_model(hidden_size=26), ["hidden_size 26", "multiple of 4"]),
-        (lambda: a_model(class_dropout_prob=1.0), ["class_dropout_prob 1.0"]),
-        (lambda: a_model(class_dropout_prob=-0.1), ["class_dropout_prob -0.1"]),
+        (lambda: a_model(class_dropout_prob=1.0), ["class_dropout_prob is 1.0", "below 1"]),
+        (lambda: a_model(class_dropout_prob=-0.1), ["class_dropout_prob is -0.1", "0 or more"]),
         (lambda: a_run(steps=99), ["step 100", "99"]),
         (lambda: a_run(steps=0, evaluations=()), ["steps is 0"]),
         (lambda: a_run(batch_size=0), ["batch_size is 0"]),
@@ -203,6 +204,28 @@ def unchecked():
         (lambda: dataclasses.replace(EVALUATION, num_samples=0), ["num_samples is 0"]),
         (lambda: dataclasses.replace(EVALUATION, sampling_steps=0), ["sampling_steps is 0"]),
         (lambda: dataclasses.replace(EVALUATION, step=0), ["step is 0"]),
+        (lambda: dataclasses.replace(EVALUATION, cfg_scale=-1.0), ["cfg_scale is -1.0", "0 or more"]),
+        (lambda: dataclasses.replace(EVALUATION, cfg_channels=0), ["cfg_channels is 0"]),
+        (
+            lambda: dataclasses.replace(EVALUATION, sample_seed=2**32),
+            ["sample_seed is 4294967296", "from 0 to 4294967295"],
+        ),
+        (lambda: dataclasses.replace(EVALUATION, ema="yes"), ["ema is 'yes'", "true or false"]),
+        (lambda: a_model(mlp_ratio=0.0), ["mlp_ratio is 0.0", "above 0"]),
+        (lambda: a_model(size=1), ["size is 1", "a text"]),
+        (lambda: OptimConfig(learning_rate=-1e-4), ["learning_rate is -0.0001", "above 0"]),
+        (lambda: OptimConfig(learning_rate=float("nan")), ["learning_rate is nan"]),
+        (lambda: OptimConfig(b2=1.0), ["b2 is 1.0", "below 1"]),
+        (lambda: OptimConfig(ema_decay=1.5), ["ema_decay is 1.5", "at most 1"]),
+        (lambda: OptimConfig(weight_decay="0"), ["weight_decay is '0'"]),
+        (lambda: DiffusionConfig(timesteps=0), ["timesteps is 0"]),
+        (lambda: DiffusionConfig(beta_start=0.5, beta_end=0.1), ["beta_end is 0.1", "0.5 or more"]),
+        (lambda: a_run(seed=-1), ["seed is -1", "0 or more"]),
+        (lambda: a_run(diffusion=DiffusionConfig(timesteps=10)), ["sampling_steps 16", "10"]),
+        (
+            lambda: a_run(model=a_cell(ladder="nano", class_dropout_prob=0.0), evaluations=(GUIDED,)),
+            ["cfg_scale 1.5", "null"],
+        ),
     ],
 )
 def test_a_bad_value_is_named_in_one_line(make, parts):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from dit import rows
-from dit.config import DATASETS, Evaluation, ModelConfig, RunConfig
+from dit.config import DATASETS, Evaluation, ModelConfig, OptimConfig, RunConfig, model_config
 
 DOCUMENTED = [
     *("run", "study", "block", "size", "patch_size", "seed", "image_size", "tokens", "params", "gflops", "batch_size"),
@@ -110,3 +110,40 @@ def test_the_score_stands_under_the_name_of_its_features():
     row = rows.score_row(RUN, "mine", replace(EVALUATION, features="inception"), 2.0, "abc")
     assert row["fid"] == 2.0
     assert "fd_digits" not in row
+
+
+FAST = replace(RUN, optim=OptimConfig(learning_rate=1e-3))
+
+
+def test_seeds_longer_training_and_other_scores_make_no_variant():
+    assert rows.variants([RUN, replace(RUN, seed=4, steps=200, evaluations=(EVALUATION,))]) == {}
+    assert rows.variants([RUN, replace(FAST, model=replace(MODEL, patch_size=2))]) == {}  # no cell has both
+
+
+def test_what_runs_of_one_cell_differ_in_is_their_variant():
+    dropped = replace(RUN, model=replace(MODEL, class_dropout_prob=0.3))
+    other = replace(RUN, model=replace(MODEL, patch_size=2))
+    assert rows.variants([RUN, FAST, dropped, other]) == {
+        RUN.run: "class_dropout_prob=0.1, learning_rate=0.0001",
+        FAST.run: "class_dropout_prob=0.1, learning_rate=0.001",
+        dropped.run: "class_dropout_prob=0.3, learning_rate=0.0001",
+        other.run: "class_dropout_prob=0.1, learning_rate=0.0001",
+    }
+
+
+def test_two_data_sets_are_told_by_name_alone():
+    runs = [
+        RunConfig(model_config("adaln", "S", 2, DATASETS[name]), DATASETS[name], steps=1)
+        for name in ("imagenet256", "imagenet512")
+    ]
+    assert list(rows.variants(runs).values()) == ["data=imagenet256", "data=imagenet512"]
+
+
+def test_a_variant_stands_beside_the_cell():
+    row = rows.planned_row(RUN, "mine", variant="learning_rate=0.1")
+    assert list(row)[11] == rows.columns([], variants=True)[11] == "variant"
+    assert "variant" not in rows.planned_row(RUN, "mine")
+
+
+def test_the_recipe_is_all_but_the_seed():
+    assert rows.recipe(RUN) == rows.recipe(replace(RUN, seed=9)) != rows.recipe(FAST)

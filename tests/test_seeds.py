@@ -7,8 +7,13 @@ import numpy as np
 import pytest
 from synthetic_study import cells, score_of, write_study
 
+from analysis.figures.registry import drawn
+from analysis.fits.observations import observe
+from analysis.report.page import render
 from analysis.results import collect
+from analysis.style import STYLES
 from dit.config import OptimConfig
+from dit.errors import UserError
 from dit.rows import columns_over_seeds
 
 RUNS = cells(blocks=("adaln_zero",), sizes=("S", "B"), patches=(4,), seeds=(0, 1, 2), sampling=())
@@ -54,3 +59,23 @@ def test_no_score_among_the_rows_is_an_empty_table(tmp_path):
     study = collect(write_study(tmp_path / "demo", RUNS)).where("size == 'XL'")
     assert study.over_seeds().empty
     assert list(study.over_seeds().columns) == columns_over_seeds(["fd_digits"])
+
+
+def test_what_differs_in_more_than_the_seed_is_never_on_one_curve_nor_in_one_fit(tmp_path):
+    """Two learning rates of one cell: every figure, fit and report that would take their mean refuses, and names both."""
+    runs = cells(sizes=("S", "B", "L"), patches=(4,), blocks=("adaln_zero",), seeds=(0, 1))
+    fast = tuple(replace(run, optim=OptimConfig(learning_rate=1e-3)) for run in runs)
+    study = collect(write_study(tmp_path / "demo", (*runs, *fast)))
+    message = r"adaln_zero S/4 was trained with learning_rate=0\.0001 and with learning_rate=0\.001"
+    for name in ("fig6", "fig7", "fig9", "fig10", "fig13", "frontier", "forecast"):
+        with pytest.raises(UserError, match=message):
+            drawn(study, name, STYLES["paper"])
+    for refused in (observe, render):
+        with pytest.raises(UserError, match=message):
+            refused(study)
+    one = study.where("variant == 'learning_rate=0.001'")
+    assert set(observe(one).rows["run"]) == {run.run for run in fast}
+    assert drawn(one, "fig9", STYLES["paper"]).rows["run"].nunique() == len(fast)
+    table = study.over_seeds()
+    assert set(table["variant"]) == {"learning_rate=0.0001", "learning_rate=0.001"}
+    assert set(table["n"]) == {2}

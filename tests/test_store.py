@@ -171,7 +171,7 @@ def test_a_torn_last_line_is_dropped_and_a_whole_one_kept(tmp_path, torn):
 
 def test_a_torn_line_in_the_middle_is_an_error_with_file_and_line(tmp_path):
     metrics_files(tmp_path, a0003='{"step": 10}\n{"step": 2\n{"step": 30}\n')
-    with pytest.raises(UserError, match=r"0003\.jsonl line 2 is not JSON"):
+    with pytest.raises(UserError, match=r"0003\.jsonl line 2 is not a row of metrics"):
         read_metrics(tmp_path)
 
 

@@ -21,6 +21,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from analysis import protocols
 from analysis.frames import Frame
 from analysis.results import StudyResults
+from analysis.seeds import require_one_variant
 from analysis.style import FAINT, INK, MUTED, TEXT_WIDTH, Look, Looks, block_name, page, pt, stroke
 from dit.config import BLOCKS
 
@@ -86,7 +87,7 @@ def scores(study: StudyResults, apart_from: tuple[str, ...] = ()) -> Scores:
     floors = [study.floors[key] for key in rows["protocol"].unique() if key in study.floors]
     floor = min(floors, default=None)
     said = "" if floor is None else f" Floor (real vs. real): {floor:.3g}."
-    foot = f"Study “{study.name}”. {protocols.describe({**protocol, **dict.fromkeys(apart_from)})}. One multiply-add is one flop.{said}"
+    foot = f"Study “{study.name}”. {protocols.describe(protocol)}. One multiply-add is one flop.{said}"
     return Scores(rows[rows[metric].notna()], metric, protocols.metric_label(protocol), floor, foot)
 
 
@@ -97,7 +98,12 @@ def at_common_step(rows: Frame) -> Frame:
 
 
 def over_seeds(rows: Frame, by: list[str], metric: str) -> Frame:
-    """Mean, standard deviation and number of seeds for each group, in order of `by`."""
+    """Mean, standard deviation and number of seeds for each group, in order of `by`.
+
+    Raises:
+        UserError: if runs of one cell differ in more than their seed.
+    """
+    require_one_variant(rows)
     grouped = rows.groupby(by, sort=True)[metric]
     return grouped.agg(mean="mean", sd="std", n="count").reset_index()
 

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 
 from analysis.figures.drawing import Drawing, Skipped, foot, legend, looks_of, new_figure, score_label, step_axis, title
 from analysis.results import StudyResults, losses
+from analysis.seeds import require_one_variant
 from analysis.style import Look, block_name, stroke
 from dit.config import BLOCKS, digest
 
@@ -27,6 +28,7 @@ def training_loss(study: StudyResults) -> Drawing:
     rows = rows[rows["loss"].notna() & rows["run"].isin(set(study.table["run"]))]
     if rows.empty:
         raise Skipped("no training losses are logged for the selected runs")
+    require_one_variant(study.table)
     blocks = [block for block in BLOCKS if block in set(rows["block"])]
     patches = [patch for patch in study.patches if patch in set(rows["patch_size"])]
     sizes = [size for size in study.sizes if size in set(rows["size"])]

@@ -15,6 +15,7 @@ from analysis.figures.drawing import Drawing, Scores, Skipped, at_common_step, f
 from analysis.figures.scaling import scaling_rows
 from analysis.frames import Frame
 from analysis.results import StudyResults
+from analysis.seeds import require_one_variant
 from analysis.style import FAINT, MUTED, block_name
 from dit.config import BLOCKS
 from dit.errors import UserError
@@ -103,6 +104,7 @@ def _sampled(study: StudyResults) -> Scores:
     rows = shown.rows[kept]
     if rows.empty:
         raise Skipped("no samples are on record under the main protocol")
+    require_one_variant(rows)
     return shown.of(at_common_step(rows))
 
 

@@ -49,7 +49,7 @@ def methods_box(fit: LawFit, observations: Observations, validation: Validation 
             "Gflops",
             "one multiply-add is one flop; one forward pass of one image, VAE excluded; training is Gflops x batch x steps x 3",
         ),
-        ("score", f"{fit.label}: {protocols.describe(_whole(observations))}"),
+        ("score", f"{fit.label}: {protocols.describe(observations.protocol)}"),
         ("data", f"block {fit.block}, {fit.points} scores of {fit.runs} runs in {fit.cells} cells, {at}; {ranges}"),
         (
             "schedule",
@@ -86,11 +86,6 @@ def methods_box(fit: LawFit, observations: Observations, validation: Validation 
             text += f"; a middle size left out: median {chosen.leave_one_size_out_median:.1%}"
         items.append(("leave-one-cell-out", text))
     return MethodsBox(tuple(items))
-
-
-def _whole(observations: Observations) -> protocols.Protocol:
-    parts = ("sampling_steps", "cfg_scale", "decoder")
-    return {**dict.fromkeys(parts), **observations.protocol}
 
 
 def _held_out(fit: LawFit, validation: Validation | None) -> str:

@@ -17,6 +17,7 @@ from analysis.fits.record import HIDDEN, Record
 from analysis.frames import Frame
 from analysis.protocols import Protocol
 from analysis.results import StudyResults
+from analysis.seeds import require_one_variant
 from dit.errors import UserError
 
 VARIABLES = {
@@ -99,7 +100,8 @@ def observe(study: StudyResults, apart_from: tuple[str, ...] = ()) -> Observatio
     """A study's scores under its main protocol (see `analysis.protocols.main_protocol`); filter first with `study.where(...)`.
 
     Raises:
-        UserError: if there is no score, if two protocols have equal claims (both are named), or a score is not a positive number.
+        UserError: if there is no score, if two protocols have equal claims (both are named), a score is not a positive number, or runs of
+            a cell differ in more than their seed.
     """
     rows = protocols.main_protocol(study.table, study.protocols, apart_from)
     protocol = protocols.require_one_protocol(rows, study.protocols, apart_from)
@@ -107,6 +109,7 @@ def observe(study: StudyResults, apart_from: tuple[str, ...] = ()) -> Observatio
     rows = rows[rows[metric].notna() & rows["block"].notna()].reset_index(drop=True)
     if rows.empty:
         raise UserError(f"no score of a cell under protocol {protocol}: expected rows with block, size and Gflops")
+    require_one_variant(rows)
     wrong = rows[~(rows[metric] > 0)]
     if len(wrong):
         raise UserError(

@@ -15,6 +15,7 @@ from analysis.figures.compute import GFLOPS_LABEL, with_several_sampling_steps
 from analysis.figures.drawing import MAIN_BLOCK, Scores, Skipped, at_common_step, over_seeds, scores
 from analysis.frames import Frame
 from analysis.results import StudyResults
+from analysis.seeds import require_one_variant
 from analysis.style import Look, Looks, block_name
 from analysis.tables import plain
 from dit.config import BLOCKS
@@ -26,6 +27,7 @@ _LOSS_POINTS = 120
 
 def charts(study: StudyResults, shown: Scores | None, logged: Frame) -> list[Chart]:
     """Every chart that the study carries."""
+    require_one_variant(study.table)
     looks = Looks(study.sizes, study.patches)
     found: list[Chart] = []
     if shown is not None:

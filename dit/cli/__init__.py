@@ -1,14 +1,15 @@
 """The `dit` command: one file per verb, imported only when that verb is asked for.
 
 The entry point ties the rooms together (`dit`, `experiments`, `sweeps`, `analysis`); nothing imports it. Results go to standard
-output, progress and messages to standard error. Exit codes: 0 done, 2 bad input (one line), 3 some cells failed, 75 stopped with the
-state saved.
+output, progress and messages to standard error. Exit codes: 0 done, 1 a check did not pass, 2 bad input (one line), 3 some cells failed,
+75 stopped with the state saved, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from typing import NoReturn
 
@@ -50,6 +51,9 @@ MODULES = {
     "export": "export_weights",
 }
 """Verbs that are no names of Python modules."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells count signals."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -96,6 +100,14 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"dit {verb}: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # whoever read the output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno is None:
+            raise
+        place = "" if error.filename is None else f"{error.filename}: "
+        print(f"dit {verb}: {place}{os.strerror(error.errno)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return INTERRUPTED

@@ -72,10 +72,12 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} needs --hardware, such as --hardware v5e-8")
     from analysis import tables
+    from dit.rows import VARIANT
     from sweeps.plan import COLUMNS, plan, total
 
     rows = plan(study, runs)
-    columns = _columns(args, rows, list(rows[0]) if style == "json" else list(COLUMNS))
+    shown = [name for name in rows[0] if style == "json" or name in (*COLUMNS, VARIANT)]
+    columns = _columns(args, rows, shown)
     print(tables.render(rows, columns, style), end="")
     bill = total(runs)
     print(
@@ -103,8 +105,8 @@ def _columns(args: argparse.Namespace, rows: list[dict[str, Any]], default: list
 
 BAND_COLUMNS = ("step_ms", "hours", "chip_hours", "usd")
 SHOWN = (
-    "block", "size", "patch_size", "seed", "params", "gflops", "train_exaflops", "precision", "remat", "memory_gib", "memory_from",
-    "fits", "step_ms", "chip_hours", "usd", "time_from",
+    "block", "size", "patch_size", "seed", "variant", "params", "gflops", "train_exaflops", "precision", "remat", "memory_gib",
+    "memory_from", "fits", "step_ms", "chip_hours", "usd", "time_from",
 )  # fmt: skip
 
 

@@ -1,0 +1,53 @@
+"""Checks of a configuration's fields, each with one message: the field, the value it has and what was expected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from dit.errors import UserError
+
+_KINDS = {str: "a text", bool: "true or false"}
+
+
+def require_choice(value: object, choices: Sequence[str], what: str) -> None:
+    """Refuse a value that is not one of the choices."""
+    if value not in choices:
+        raise UserError(f"unknown {what} '{value}': expected one of {', '.join(choices)}")
+
+
+def require_positive(owner: object, *names: str) -> None:
+    """Refuse fields that are no whole numbers above 0."""
+    for name in names:
+        value = getattr(owner, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{name} is {value!r}: expected a positive whole number")
+
+
+def require_whole(owner: object, name: str, below: int | None = None) -> None:
+    """Refuse a field that is no whole number from 0 on, or not below `below`."""
+    value = getattr(owner, name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0 or (below is not None and value >= below):
+        most = ", 0 or more" if below is None else f" from 0 to {below - 1}"
+        raise UserError(f"{name} is {value!r}: expected a whole number{most}")
+
+
+def require_number(
+    owner: object, *names: str, low: float | int, high: float | int = math.inf, ends: str = "[]"
+) -> None:
+    """Refuse fields that are no finite numbers from `low` to `high`; `ends` are the interval's brackets, ( and ) without the end."""
+    for name in names:
+        value = getattr(owner, name)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        outside = not number or not low <= value <= high
+        if outside or (value == low and ends[0] == "(") or (value == high and ends[1] == ")"):
+            least = f"above {low:g}" if ends[0] == "(" else f"of {low:g} or more"
+            most = "" if high == math.inf else f", below {high:g}" if ends[1] == ")" else f", at most {high:g}"
+            raise UserError(f"{name} is {value!r}: expected a number {least}{most}")
+
+
+def require_kind(owner: object, kind: type, *names: str) -> None:
+    """Refuse fields that are of another kind: `str` or `bool`."""
+    for name in names:
+        if not isinstance(getattr(owner, name), kind):
+            raise UserError(f"{name} is {getattr(owner, name)!r}: expected {_KINDS[kind]}")
