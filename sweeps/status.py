@@ -157,4 +157,3 @@ def summary(rows: list[Row]) -> Summary:
     wall = sum(row["wall_s"] for row in accounted)
     goodput = sum(row["productive_s"] for row in accounted) / wall if wall else None
     return Summary(len(rows), dict(states), known, workers, stale, last, goodput)
-
