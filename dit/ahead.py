@@ -87,7 +87,8 @@ def compile_step(run: RunConfig, program: Program, mesh: Mesh | None, limit: int
         if needed is None:
             raise
         return {**told, "needed": needed, "fits": False, "compile_s": round(time.perf_counter() - started, 1)}
-    sizes = compiled.memory_analysis()
+    sizes, text = compiled.memory_analysis(), compiled.as_text()
+    assert sizes is not None and text is not None, "libtpu and XLA's CPU compiler give an account of what they compiled"
     parts = {
         "arguments": sizes.argument_size_in_bytes,
         "outputs": sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
@@ -96,7 +97,7 @@ def compile_step(run: RunConfig, program: Program, mesh: Mesh | None, limit: int
     }
     needed = sum(parts.values())
     seconds = round(time.perf_counter() - started, 1)
-    described = {**told, **describe(compiled.as_text()), "needed": needed, "fits": needed <= limit}
+    described = {**told, **describe(text), "needed": needed, "fits": needed <= limit}
     return {**described, "bytes": parts, "compile_s": seconds}
 
 
