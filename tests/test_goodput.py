@@ -28,10 +28,10 @@ def attempt(folder, number, elapsed_s, rows):
         (folder / "metrics" / f"{number:04d}.jsonl").write_text("".join(lines))
 
 
-def held(folder, number, held_s, ended, beat=1):
+def held(folder, number, held_s, ended, beats_s=10.0):
     """The record of an attempt whose last heartbeat, one every 10 s, said that it had been holding the run for so long."""
     (folder / "attempts").mkdir(exist_ok=True)
-    record = Attempt(number, {}, beat, 60.0, held_s, ended)
+    record = Attempt(number, {}, int(held_s / beats_s), 60.0, held_s, ended)
     (folder / "attempts" / f"{number:04d}.json").write_bytes(record.to_bytes())
     return record
 
@@ -54,11 +54,13 @@ def test_steps_that_were_done_again_count_once_and_the_time_of_all_attempts_coun
 def test_a_killed_attempt_ended_between_its_last_sign_of_life_and_the_heartbeat_that_did_not_come(tmp_path):
     attempt(tmp_path, 1, None, [(10, 80.0, 26.0)])
     held(tmp_path, 1, 20.0, "")  # a row after 26 s, no heartbeat after 30 s: 28 s, 2 s too few or too many at most
-    held(tmp_path, 2, 0.0, "", beat=0)  # claimed, and dead before its first heartbeat after 10 s
+    held(tmp_path, 2, 0.0, "")  # claimed, and dead before its first heartbeat after 10 s
     (tmp_path / "attempts" / "0003.json").write_bytes(b'{"owner"')  # written by half: nothing is known of it
     alive = held(tmp_path, 4, 40.0, "")
     assert goodput(tmp_path, 8) == Goodput(1.0, 28.0 + 5.0 + 45.0, pytest.approx(1 / 78), 2.0 + 5.0 + 5.0)
     assert goodput(tmp_path, 8, alive) == Goodput(1.0, 28.0 + 5.0 + 40.0, pytest.approx(1 / 73), 2.0 + 5.0)
+    held(tmp_path, 4, 42.0, "", beats_s=14.0)  # its heartbeats came late, so the next one would have
+    assert goodput(tmp_path, 8) == Goodput(1.0, 28.0 + 5.0 + 49.0, pytest.approx(1 / 82), 2.0 + 5.0 + 7.0)
 
 
 def test_a_run_that_has_not_begun(tmp_path):
