@@ -237,9 +237,11 @@ def main(argv):
 
 def nursery():
     """Fork workers that need not import anything, until standard input closes."""
-    import dit.classifier
     import dit.run
     import dit.scoring  # noqa: F401
+    from dit.data import load_images
+
+    load_images("digits")  # which imports much
 
     def reap():
         while True:
