@@ -53,8 +53,11 @@ def _length(record: Attempt | None, seen: float) -> tuple[float, float]:
         return seen, 0.0
     if record.ended:
         return record.held_s, 0.0
-    last, due = max(seen, record.held_s), record.held_s + record.lease_s / BEATS_PER_LEASE
-    gap = max(0.0, due - last) / 2
+    between = record.lease_s / BEATS_PER_LEASE
+    if record.beat:
+        between = max(between, record.held_s / record.beat)  # as they came, on a slow disk or a busy machine
+    last = max(seen, record.held_s)
+    gap = max(0.0, record.held_s + between - last) / 2
     return last + gap, gap
 
 

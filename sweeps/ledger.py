@@ -26,9 +26,9 @@ CLAIMABLE = (PLANNED, QUEUED, RETRYABLE)
 ENDED = (DONE, FAILED, CANCELLED)
 
 MAX_DEATHS = 3
-"""Lost attempts in a row without a new checkpoint or score that make a cell failed."""
+"""Lost attempts in a row without a new checkpoint, score or batch of samples that make a cell failed."""
 MAX_PREEMPTIONS = 30
-"""Preempted attempts in a row without a new checkpoint or score that make a cell failed."""
+"""Preempted attempts in a row without a new checkpoint, score or batch of samples that make a cell failed."""
 
 
 @dataclass(frozen=True)
@@ -225,8 +225,19 @@ def stops_without_progress(folder: Path, run: RunConfig) -> tuple[str, int]:
 
 
 def _progress(record: RunStore) -> dict[str, Any]:
-    """Where an attempt that begins now takes the cell up: its last saved step and how many scores it has."""
-    return {"from": [record.status()["step"], len(record.run.evaluations) - len(record.missing_evaluations())]}
+    """Where an attempt that begins now takes the cell up: its last saved step, its number of scores, and samples kept of the next."""
+    missing = record.missing_evaluations()
+    kept = [head for head in map(_head, map(record.drawn_path, missing)) if head]
+    return {"from": [record.status()["step"], len(record.run.evaluations) - len(missing), *kept]}
+
+
+def _head(path: Path) -> str:
+    """The checksum that kept samples begin with (`dit.kept_samples`); empty where there is no such file."""
+    try:
+        with path.open("rb") as file:
+            return file.read(8).hex()
+    except FileNotFoundError:
+        return ""
 
 
 def _why_stopped(last: Attempt | None) -> str:

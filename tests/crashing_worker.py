@@ -15,6 +15,7 @@ import functools
 import hashlib
 import json
 import os
+import queue
 import signal
 import sys
 import threading
@@ -26,6 +27,8 @@ from dit.lease import Stopped
 from dit.rows import score_row
 from dit.store import MetricsWriter, RunStore, write_json
 
+LISTENERS = []
+"""Told of each step of arithmetic, and when it began and ended."""
 STEP_S = float(os.environ.get("FAKE_STEP_S", "0.001"))
 
 
@@ -97,43 +100,59 @@ def crash(where, when, number):
 
 
 def log_steps(place):
-    """Write down when training steps were at work: a line [last step, from, to] for each dispatch, by the system's monotonic clock.
+    """Write down, by the system's monotonic clock, each claim as ["claim", at] and each dispatch of steps as [last step, from, to].
 
-    From the end of the dispatch before it, or from its own beginning where it is the first of its loop; compiling is kept out of it.
+    A dispatch lasts from the end of the one before it, or from its own beginning where it is the first of its loop; compiling is kept
+    out of it. Nothing waits for it: a thread of its own sees the steps end.
     """
     import jax
 
     import dit.run
 
-    build, train = dit.run.build, dit.run.train
+    build, train, link = dit.run.build, dit.run.train, os.link
     log = open(place, "a", buffering=1)  # noqa: SIM115  # to this process's end
-    ended = 0.0
+    flying = queue.SimpleQueue()
+    loops = []
 
-    def logged(function):
+    def watch():
+        ended = 0.0
+        while True:
+            step, began, is_first, metrics = flying.get()
+            jax.block_until_ready(metrics)
+            began, ended = began if is_first else ended, time.monotonic()
+            log.write(json.dumps([step, began, ended]) + "\n")
+
+    def logged(function, length):
         compiled = []
 
         def call(state, *batch):
-            nonlocal ended
             if not compiled:
                 compiled.append(function.lower(state, *batch).compile())
-            began = ended or time.monotonic()
-            state, metrics = jax.block_until_ready(compiled[0](state, *batch))
-            ended = time.monotonic()
-            log.write(json.dumps([int(state.step), began, ended]) + "\n")
+            began = time.monotonic()
+            state, metrics = compiled[0](state, *batch)
+            is_first = loops[-1][1]
+            loops[-1] = (loops[-1][0] + (length or len(batch[0])), False)
+            flying.put((loops[-1][0], began, is_first, metrics))
             return state, metrics
 
         return call
 
     def build_logged(*arguments):
         program = build(*arguments)
-        return dataclasses.replace(program, step=logged(program.step), steps=logged(program.steps))
+        return dataclasses.replace(program, step=logged(program.step, 1), steps=logged(program.steps, None))
 
-    def train_logged(*arguments, **options):
-        nonlocal ended
-        ended = 0.0
-        return train(*arguments, **options)
+    def train_logged(program, state, *arguments, **options):
+        loops.append((int(state.step), True))
+        return train(program, state, *arguments, **options)
 
-    dit.run.build, dit.run.train = build_logged, train_logged
+    def link_logged(source, target, **options):
+        link(source, target, **options)
+        if place_of(target) == "claim":
+            log.write(json.dumps(["claim", time.monotonic()]) + "\n")
+
+    threading.Thread(target=watch, daemon=True).start()
+    dit.run.build, dit.run.train, os.link = build_logged, train_logged, link_logged
+    LISTENERS.append(lambda *step: log.write(json.dumps(step) + "\n"))
 
 
 def fake_execute(folder, study, run, arguments, report, lease):
@@ -147,15 +166,22 @@ def fake_execute(folder, study, run, arguments, report, lease):
         record.set_status(store.RUNNING, **progress)
         metrics = MetricsWriter(record.path, lease.token, lease.check)
         stops = {e.step for e in run.evaluations} | set(range(0, run.steps, arguments.checkpoint_every)) | {run.steps}
+        spent = 0.0
         try:
             _evaluate(record, study, run, step, state)
             while step < run.steps:
+                began = time.monotonic()
                 step, state = step + 1, hashlib.sha256(f"{state}{run.seed}{step}".encode()).hexdigest()
                 time.sleep(STEP_S)
+                ended = time.monotonic()
+                spent += ended - began
+                for told in LISTENERS:
+                    told(step, began, ended)
                 if os.environ.get("FAKE_HANG") == str(step):
                     time.sleep(3600)
                 if step % arguments.log_every == 0:
-                    row = {"step": step, "loss": _number(state), "images_per_s": 1.0}
+                    rate, spent = run.batch_size * arguments.log_every / spent, 0.0
+                    row = {"step": step, "loss": _number(state), "images_per_s": rate}
                     metrics.write(row)
                     lease.note(step=step, loss=row["loss"])
                     report({"event": "step", **row})
@@ -211,9 +237,11 @@ def main(argv):
 
 def nursery():
     """Fork workers that need not import anything, until standard input closes."""
-    import dit.classifier
     import dit.run
     import dit.scoring  # noqa: F401
+    from dit.data import load_images
+
+    load_images("digits")  # which imports much
 
     def reap():
         while True:

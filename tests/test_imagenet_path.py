@@ -19,7 +19,7 @@ from conftest import GOLDEN
 from PIL import Image
 from safetensors.numpy import save_file
 from sklearn.datasets import load_sample_images
-from worker_processes import fake_cells, holdings, make_study
+from worker_processes import fake_cells, holdings, make_study, rows_and_ends
 
 import dit.cli.evaluate
 import dit.run
@@ -340,7 +340,7 @@ def test_a_corrupted_shard_fails_its_cell_alone_and_costs_nothing_once_it_is_men
                 assert work(folder)[0] == 75
             assert Ledger(folder).cell(runs[0]).state == "retryable"
     assert work(folder)[0] == 0
-    assert holdings(folder) == holdings(straight)
+    assert rows_and_ends(folder) == rows_and_ends(straight)
 
 
 @pytest.mark.long

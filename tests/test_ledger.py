@@ -103,6 +103,14 @@ def test_deaths_that_bring_a_cell_further_do_not_count(study):
     assert stops_without_progress(study, RUNS[0]) == ("lost", 2)
     score(study, RUNS[0].evaluations[0])
     assert stops_without_progress(study, RUNS[0]) == ("", 0), "a score is progress too"
+    drawn = RunStore(study, RUNS[0]).drawn_path(RUNS[0].evaluations[1])
+    drawn.parent.mkdir()
+    for batches, content in enumerate((b"one batch", b"another", b"and another"), start=1):
+        drawn.write_bytes(content)
+        assert stops_without_progress(study, RUNS[0]) == ("", 0), "samples of the next are, too"
+        with Ledger(study).claim(RUNS[0]) as lease:
+            assert lease.token == 6 + batches
+    assert stops_without_progress(study, RUNS[0]) == ("lost", 1)
 
 
 def test_a_failed_cell_stays_so_until_it_is_retried(study):

@@ -108,11 +108,16 @@ def wait_for(condition, seconds=600.0):
 
 def holdings(folder):
     """Everything that a study's results are made of: the table, each run's rows without their speed, and where runs ended."""
+    table = results(folder).drop(columns=["source", "study"], errors="ignore")
+    return table.astype(object).where(table.notna(), None).to_dict("records"), *rows_and_ends(folder)  # NaN equals nothing
+
+
+def rows_and_ends(folder):
+    """The same of a study that declares no scores, and so has no table."""
     runs = load_study(folder).runs
     rows = {run.run: [_plain(row) for row in RunStore(folder, run).metrics()] for run in runs}
     ends = {run.run: (RunStore(folder, run).is_done(), RunStore(folder, run).status()["step"]) for run in runs}
-    table = results(folder).drop(columns=["source", "study"], errors="ignore")
-    return table.astype(object).where(table.notna(), None).to_dict("records"), rows, ends  # NaN equals nothing
+    return rows, ends
 
 
 def _plain(row):

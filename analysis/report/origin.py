@@ -54,6 +54,7 @@ def origin(study: StudyResults, created: str) -> Origin:
                 "step": status.get("step"),
                 "of": run.steps,
                 "attempts": status.get("attempt"),
+                "goodput": status.get("goodput"),
             }
         )
         for path in sorted(store.path.glob("environment-*.json")):
@@ -61,7 +62,7 @@ def origin(study: StudyResults, created: str) -> Origin:
     made_under = [{**dict(one), "attempts": count} for one, count in environments.most_common()]
     columns = list(dict.fromkeys(name for row in made_under for name in row))
     return Origin(
-        table(statuses, ["run", "hash", "state", "step", "of", "attempts"]),
+        table(statuses, ["run", "hash", "state", "step", "of", "attempts", "goodput"]),
         table(made_under, columns) if made_under else None,
         tuple(page),
     )

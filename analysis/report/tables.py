@@ -28,6 +28,7 @@ _HEADS = {
     "images_seen": ("images", "images seen in training"),
     "batch_size": ("batch", "batch size"),
     "inception_score": ("IS", "Inception Score"),
+    "goodput": ("goodput", "share of the time of all attempts that went into steps which no later attempt did again"),
 }
 
 
