@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 
 from dit import store
 from dit.checkpoint import CheckpointWriter
-from dit.compute import Compute
+from dit.compute import Compute, require_precision
 from dit.config import Evaluation, RunArguments, RunConfig
 from dit.data import Dataset, ImageDataset, load_images
 from dit.errors import UserError
@@ -296,12 +296,18 @@ class _Execution:
         self.journal.scored(evaluation, score, protocol, protocol_hash(protocol), judge.floor, images, labels)
 
     def _judges(self) -> dict[Evaluation, Scorer]:
-        """Scorers that need files of the user's, opened before training: a missing one should not be noticed days later."""
+        """Scorers that need files of the user's, opened before training: what is missing should not be noticed days later.
+
+        So is a precision that the devices lack.
+        """
+        missing = self.journal.missing_evaluations()
+        for evaluation in missing:
+            require_precision(evaluation.precision, self.program.devices[0])
         if not self.run.data.is_latent:
             return {}
         from dit.run_inputs import open_scorer
 
-        return {e: open_scorer(self.run, e, self.arguments) for e in self.journal.missing_evaluations()}
+        return {e: open_scorer(self.run, e, self.arguments) for e in missing}
 
     def _dataset(self) -> Dataset:
         if self.run.data.is_latent:

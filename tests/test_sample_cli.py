@@ -26,6 +26,7 @@ from safetensors.numpy import save_file
 import dit.sample_images
 from dit.checkpoint import CheckpointWriter
 from dit.cli import main
+from dit.compute import require_precision
 from dit.config import BLOCKS, DATASETS, Evaluation, RunConfig, model_config
 from dit.decoding import Decoder, open_decoder
 from dit.errors import UserError
@@ -289,7 +290,7 @@ def test_bfloat16_is_drawn_where_the_device_has_it_and_refused_before_anything_e
     half = ["--precision", "bfloat16"]
     volta = SimpleNamespace(platform="gpu", device_kind="Tesla V100", compute_capability="7.0")
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(dit.sample_images.jax, "local_devices", lambda: [volta])
+        elsewhere.setattr(dit.sample_images, "require_precision", lambda given, _: require_precision(given, volta))
         for command in (["evaluate", *drawn, *scored], ["sample", str(digits), "--out", "half.npz"]):
             assert main([*command, *half]) == 2
             error = capsys.readouterr().err
@@ -298,7 +299,7 @@ def test_bfloat16_is_drawn_where_the_device_has_it_and_refused_before_anything_e
     with jax.numpy_dtype_promotion("standard"):
         assert main(["evaluate", *drawn, *scored, *half]) == 0
     (row,) = json.loads(capsys.readouterr().out)
-    assert row["precision"] == "bfloat16"
+    assert row["model_precision"] == "bfloat16"
     (file,) = tmp_path.glob("*.npz")
     loaded = open_checkpoint(digits)
     assert Evaluation(1, "none", 16, 2, sample_seed=5, precision="bfloat16").key in file.name

@@ -1,4 +1,4 @@
-"""A PyTorch adaLN-Zero DiT for counting: same products as ours, attention written out or fused. No initialisation, no labels dropped."""
+"""A PyTorch adaLN-Zero DiT for counting and for comparing speed: same products as ours, attention written out or fused."""
 
 import torch
 from torch import nn
@@ -54,13 +54,18 @@ class TorchDiT(nn.Module):
 
 
 class TorchTraining:
-    """The training step and the ancestral sampler of S on 32×32×4 latents in plain PyTorch: hybrid loss, AdamW, moving average."""
+    """The training step and the ancestral sampler on 32×32×4 latents in plain PyTorch: hybrid loss, AdamW, moving average.
 
-    def __init__(self, patch: int, compiled: bool):
+    The default is S. On a GPU AdamW is fused; `bfloat16` is that of autocast, with float32 parameters. `compiled` compiles the model.
+    """
+
+    def __init__(self, patch, compiled, depth=12, d=384, heads=6, device="cpu", bfloat16=False):
         torch.manual_seed(0)
-        self.model = TorchDiT(12, 384, 6, patch, fused=True)
+        self.device, self.autocast = torch.device(device), torch.autocast(device, torch.bfloat16, enabled=bfloat16)
+        self.model = TorchDiT(depth, d, heads, patch, fused=True).to(self.device)
         self.ema = [p.detach().clone() for p in self.model.parameters()]
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, weight_decay=0.0)
+        fused = {"fused": True} if self.device.type == "cuda" else {}
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, weight_decay=0.0, **fused)
         self.apply = torch.compile(self.model) if compiled else self.model
         betas = torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)
         acp = (1 - betas).cumprod(0)
@@ -74,16 +79,18 @@ class TorchTraining:
             "of_start": betas * previous.sqrt() / (1 - acp),
             "of_noisy": (1 - previous) * (1 - betas).sqrt() / (1 - acp),
         }
-        self.table = {name: column.float()[:, None, None, None] for name, column in columns.items()}
+        self.table = {name: column.float()[:, None, None, None].to(self.device) for name, column in columns.items()}
+        self.frequencies = torch.exp(-torch.arange(128) * (9.210340371976184 / 128)).to(self.device)
 
     def features(self, t):
-        angles = t[:, None].float() * torch.exp(-torch.arange(128) * (9.210340371976184 / 128))
+        angles = t[:, None].float() * self.frequencies
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
     def predict(self, x, t, y):
         """Noise and log-variance weight as images (B, 4, 32, 32)."""
         patch, grid = self.model.patch_size, 32 // self.model.patch_size
-        tokens = self.apply(x, self.features(t), y)
+        with self.autocast:
+            tokens = self.apply(x, self.features(t), y).float()
         out = tokens.reshape(len(x), grid, grid, patch, patch, 8).permute(0, 5, 1, 3, 2, 4).reshape(len(x), 8, 32, 32)
         return out.chunk(2, dim=1)
 
@@ -94,9 +101,9 @@ class TorchTraining:
         return mean, fraction * table["log_betas"] + (1 - fraction) * table["log_variance"], table["log_variance"]
 
     def step(self, images, labels):
-        t = torch.randint(0, 1000, (len(images),))
+        t = torch.randint(0, 1000, (len(images),), device=self.device)
         noise = torch.randn_like(images)
-        labels = torch.where(torch.rand(len(images)) < 0.1, 1000, labels)
+        labels = torch.where(torch.rand(len(images), device=self.device) < 0.1, 1000, labels)
         x = self.table["signal"][t] * images + self.table["noise"][t] * noise
         epsilon, weight = self.predict(x, t, labels)
         start = (x - self.table["noise"][t] * epsilon.detach()) / self.table["signal"][t]
@@ -115,8 +122,9 @@ class TorchTraining:
 
     @torch.no_grad()
     def sample(self, count, steps):
-        x, y = torch.randn(count, 4, 32, 32), torch.randint(0, 1000, (count,))
-        for index in torch.linspace(999, 0, steps).round().long():
+        x = torch.randn(count, 4, 32, 32, device=self.device)
+        y = torch.randint(0, 1000, (count,), device=self.device)
+        for index in torch.linspace(999, 0, steps).round().long().to(self.device):
             t = index.repeat(count)
             epsilon, weight = self.predict(x, t, y)
             start = (x - self.table["noise"][t] * epsilon) / self.table["signal"][t]

@@ -45,6 +45,8 @@ DRAWN: dict[str, Any] = {
     "precision": str,
 }
 """How samples were drawn: the fields of the protocol that an option may give, and their types."""
+FORMAT = "model_precision"
+"""Name of `precision` in a row, where `precision` is a score."""
 CHOICES = {"sampler": get_args(Sampler), "precision": get_args(Precision)}
 
 
@@ -233,8 +235,9 @@ def _row(
         say(f"left out of the row: {', '.join(unknown)} in the samples' protocol (known: {', '.join(DRAWN)})")
     given = {name: getattr(args, name) for name in DRAWN}
     drawn = {name: images.protocol.get(name) if value is None else value for name, value in given.items()}
-    if drawn["precision"] in (None, "float32"):
-        del drawn["precision"]  # younger than the first scores, which keep their protocol's hash
+    precision = drawn.pop("precision")
+    if precision not in (None, "float32"):  # younger than the first scores, which keep their protocol's hash
+        drawn[FORMAT] = precision
     protocol = {
         "extractor": extractor.name,
         "extractor_sha256": extractor.weights_sha256,
@@ -271,7 +274,12 @@ def _table(extractor: Extractor, scores: dict[str, Any], row: dict[str, Any]) ->
             (column(extractor, name), "-" if found.value is None else f"{found.value:.4f}", interval or spread)
         )
     heads = ("metric", f"{row['num_samples']:,} samples", "interval or spread")
-    drawn = ", ".join(f"{name} {row[name]}" for name in DRAWN if row.get(name) is not None) or "not said"
+    drawn = (
+        ", ".join(
+            f"{name} {row[name]}" for name in (*DRAWN, FORMAT) if name != "precision" and row.get(name) is not None
+        )
+        or "not said"
+    )
     made = f"{row['extractor']} ({row['extractor_sha256'][:12]}, {row['resize']})"
     facts = [
         f"extractor  {made}",

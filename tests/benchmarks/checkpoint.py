@@ -1,6 +1,6 @@
 """What checkpoints cost: how long training is held up, until the files are whole on disk, and to restore and verify them.
 
-    python tests/benchmarks/checkpoint.py [--size nano|S|B] [--steps 20] [--repeats 5] [--out FOLDER]
+    python tests/benchmarks/checkpoint.py [--size nano|S3|S|B] [--steps 20] [--repeats 5] [--out FOLDER]
 
 One state (weights, average, two moments) is saved while a step that gives its buffers away goes on, as in training. The share of the step
 budget is what a save blocks over the time of the steps between two saves. Orbax alone, in the same rounds, tells what hashing adds.
@@ -8,6 +8,7 @@ budget is what a save blocks over the time of the steps between two saves. Orbax
 
 import argparse
 import contextlib
+import dataclasses
 import shutil
 import statistics
 import tempfile
@@ -26,9 +27,11 @@ INTERVAL = 10_000
 
 CELLS = {
     "nano": ("S", "nano", 4, "digits", 64),
+    "S3": ("S", "dit", 4, "digits", 8),
     "S": ("S", "dit", 4, "digits", 8),
     "B": ("B", "dit", 4, "digits", 8),
 }
+"""Size, ladder, patch size, data set and batch. S3 is S cut to three blocks, a quarter of its state."""
 
 
 def main():
@@ -39,7 +42,10 @@ def main():
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
     size, ladder, patch, data, batch = CELLS[args.size]
-    run = RunConfig(model_config("adaln_zero", size, patch, DATASETS[data], ladder=ladder), DATASETS[data], 1, batch)
+    model = model_config("adaln_zero", size, patch, DATASETS[data], ladder=ladder)
+    if args.size == "S3":
+        model = dataclasses.replace(model, depth=3)
+    run = RunConfig(model, DATASETS[data], 1, batch)
     program = build(run)
     state = program.init()
     shape = (batch, run.model.input_size, run.model.input_size, run.model.in_channels)
@@ -83,7 +89,7 @@ def main():
             timed("orbax restore", orbax.restore, place, flatten(program.abstract()))
     shutil.rmtree(folder)
     print(
-        f"{run.model.block}-{size}/{patch} ({ladder}), state {size_mb:.1f} MB, batch {batch}, {jax.devices()[0].device_kind}"
+        f"{run.model.block}-{args.size}/{patch} ({ladder}), state {size_mb:.1f} MB, batch {batch}, {jax.devices()[0].device_kind}"
     )
     print(f"{'seconds':16}{'median':>10}{'least':>10}{'most':>10}")
     for name, values in times.items():

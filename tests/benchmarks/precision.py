@@ -16,20 +16,14 @@ from dit.data import ImageDataset, load_images
 from dit.loop import train
 from dit.train import build
 
-CELLS = (("adaln_zero", "S", 4), ("adaln_zero", "B", 2), ("cross_attention", "B", 4))
+CELLS = (("adaln_zero", "S", 4), ("adaln_zero", "B", 4), ("adaln_zero", "S", 2))
 
 
 def losses(run: RunConfig) -> np.ndarray:
     """Loss of every step."""
     program, rows = build(run), []
-    train(
-        program,
-        program.init(),
-        ImageDataset(*load_images("digits"), run.batch_size, run.seed),
-        run.steps,
-        1,
-        rows.append,
-    )
+    dataset = ImageDataset(*load_images("digits"), run.batch_size, run.seed)
+    train(program, program.init(), dataset, run.steps, 1, rows.append)
     assert not any(row["spikes"] or row["skipped"] for row in rows)
     return np.array([row["loss"] for row in rows])
 

@@ -3,8 +3,10 @@
 Parts: train (S/8, S/4, S/2 against a PyTorch twin, eager and compiled), sample (50 steps of S/4), compile (XL, scanned against
 unrolled) and harness (the nano ladder through `dit.loop` against the same step written as a bare optax loop). Contestants take turns
 within each round, and the ratios are those of a round, so that what else the machine does falls on both; the table shows their median
-and range. All use the same number of threads, batch and float32. Set glibc's tunables (docs/performance.md) before the start: they
-change JAX's times.
+and range. All use the same number of threads, batch and float32, and run in this one process, under the glibc tunables that `dit sweep`
+gives its workers (memory kept between steps, in huge pages): the script starts itself again with them unless GLIBC_TUNABLES is set,
+empty for none. PyTorch gains by them too. All parts take about a quarter of an hour on two idle cores; --smoke runs each to its end on
+the smallest sizes, for a machine whose times mean nothing.
 """
 
 from __future__ import annotations
@@ -15,21 +17,41 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for torch_twin
+sys.path.remove(str(Path(__file__).parent))  # where a benchmark would pass for the package `sweeps`
+
+from sweeps.engines.local import MALLOC
 
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-CELLS = {"S/8": (8, 32), "S/4": (4, 16), "S/2": (2, 16)}  # patch size and batch
+CELLS = {"S/8": (8, 32, 5), "S/4": (4, 16, 5), "S/2": (2, 16, 3)}
+"""Patch size, batch, and rounds."""
+SAMPLING_ROUNDS = COMPILE_ROUNDS = 3
+HARNESS_ROUNDS = 9
 BLOCK = 50
 
 
-def interleaved(contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contestant in each round, after one unmeasured call of each."""
-    for contestant in contestants.values():
+@dataclass(frozen=True)
+class Extent:
+    """How much of it to run. `rounds` None leaves each part its own."""
+
+    rounds: int | None = None
+    batch: int | None = None
+    depth: int | None = None
+    sampling_steps: int = 50
+    torch_compile: bool = True
+
+
+def interleaved(
+    contestants: dict[str, Callable[[], Any]], rounds: int, warm: dict[str, Callable[[], Any]] | None = None
+) -> dict[str, list[float]]:
+    """Seconds of each contestant in each round, after one unmeasured call of each (or of what warms it up)."""
+    for contestant in (warm or contestants).values():
         contestant()
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds):
@@ -49,76 +71,94 @@ def show(title: str, times: dict[str, list[float]], base: str, unit: str = "s") 
         print(f"| {title} | {name} | {statistics.median(seconds):.3f} {unit} | {spread} | {len(seconds)} |", flush=True)
 
 
-def our_step(patch_size: int, batch: int) -> Callable[[], Any]:
+def small(patch_size: int, depth: int | None) -> Any:
+    """S on 32×32×4 latents, cut to `depth` blocks where one is given."""
+    from dit.config import DATASETS, model_config
+
+    model = model_config("adaln_zero", "S", patch_size, DATASETS["imagenet256"])
+    return replace(model, depth=depth) if depth else model
+
+
+def our_step(patch_size: int, batch: int, depth: int | None) -> Callable[[], Any]:
     """A training step of S as `dit` takes it."""
     import jax
 
-    from dit.config import DATASETS, RunConfig, model_config
+    from dit.config import DATASETS, RunConfig
     from dit.train import build
 
-    data = DATASETS["imagenet256"]
-    program = build(RunConfig(model_config("adaln_zero", "S", patch_size, data), data, 1, batch))
+    program = build(RunConfig(small(patch_size, depth), DATASETS["imagenet256"], 1, batch))
     rng = np.random.default_rng(0)
-    images = jax.device_put(rng.standard_normal((batch, 32, 32, 4)).astype(np.float32))
-    labels = jax.device_put(rng.integers(0, 1000, batch).astype(np.int32))
-    state = [program.init()]
+    images = rng.standard_normal((batch, 32, 32, 4)).astype(np.float32)
+    labels = rng.integers(0, 1000, batch).astype(np.int32)
+    leaves = [jax.tree.leaves(program.init())]
 
     def step() -> None:
-        state[0], metrics = program.step(state[0], images, labels)
+        leaves[0], metrics = program.step.flat(leaves[0], *program.put((images, labels)))
         jax.block_until_ready(metrics)
 
     return step
 
 
-def torch_step(patch_size: int, batch: int, compiled: bool) -> Callable[[], Any]:
-    """The same step in PyTorch: draws, hybrid loss, AdamW, moving average."""
+def torch_training(patch_size: int, compiled: bool, depth: int | None) -> Any:
     import torch
     from torch_twin import TorchTraining
 
     torch.set_num_threads(THREADS)
-    training = TorchTraining(patch_size, compiled)
+    return TorchTraining(patch_size, compiled, **({"depth": depth} if depth else {}))
+
+
+def torch_step(patch_size: int, batch: int, compiled: bool, depth: int | None) -> Callable[[], Any]:
+    """The same step in PyTorch: draws, hybrid loss, AdamW, moving average."""
+    import torch
+
+    training = torch_training(patch_size, compiled, depth)
     rng = torch.Generator().manual_seed(0)
     images = torch.randn(batch, 4, 32, 32, generator=rng)
     labels = torch.randint(0, 1000, (batch,), generator=rng)
     return lambda: training.step(images, labels)
 
 
-def train(rounds: int, compile_torch: bool) -> None:
-    for name, (patch_size, batch) in CELLS.items():
-        contestants = {"PyTorch eager": torch_step(patch_size, batch, False), "dit": our_step(patch_size, batch)}
-        if compile_torch:
-            contestants["torch.compile"] = torch_step(patch_size, batch, True)
-        show(f"train {name} B{batch}", interleaved(contestants, rounds), "PyTorch eager")
+def train(extent: Extent, cells: list[str]) -> None:
+    for name in cells:
+        patch_size, batch, rounds = CELLS[name]
+        shape = (patch_size, extent.batch or batch)
+        contestants = {
+            "PyTorch eager": torch_step(*shape, False, extent.depth),
+            "dit": our_step(*shape, extent.depth),
+        }
+        if extent.torch_compile:
+            contestants["torch.compile"] = torch_step(*shape, True, extent.depth)
+        show(f"train {name} B{shape[1]}", interleaved(contestants, extent.rounds or rounds), "PyTorch eager")
 
 
-def sample(rounds: int, compile_torch: bool, steps: int) -> None:
-    """Ancestral steps of 16 images of S/4, without guidance."""
+def sample(extent: Extent) -> None:
+    """Ancestral steps of 16 images of S/4, without guidance; warmed up by two steps, which compile the same programs."""
     import jax
-    import torch
-    from torch_twin import TorchTraining
 
-    from dit.compute import Compute
-    from dit.config import DATASETS, DiffusionConfig, Evaluation, model_config
+    from dit.compute import Compute, best_attention
+    from dit.config import DiffusionConfig, Evaluation
     from dit.model import DiT, applied, nnx
     from dit.sampling import Sampler
 
-    torch.set_num_threads(THREADS)
-    model = model_config("adaln_zero", "S", 4, DATASETS["imagenet256"])
+    model, batch = small(4, extent.depth), extent.batch or 16
     params = jax.jit(lambda: nnx.state(DiT(model, rngs=nnx.Rngs(0))))()
-    sampler = Sampler(applied(model, Compute(), "cpu"), model, DiffusionConfig(), 16)
-    evaluation = Evaluation(1, "none", 16, sampling_steps=steps)
-    contestants: dict[str, Callable[[], Any]] = {
-        "PyTorch eager": lambda: eager.sample(16, steps),
-        "dit": lambda: list(sampler.draw(params, evaluation, 0, 16)),
-    }
-    eager = TorchTraining(4, False)
-    if compile_torch:
-        compiled = TorchTraining(4, True)
-        contestants["torch.compile"] = lambda: compiled.sample(16, steps)
-    show(f"sample S/4 B16, {steps} steps", interleaved(contestants, rounds), "PyTorch eager")
+    attention = best_attention(jax.devices()[0], "float32", model.hidden_size // model.num_heads)
+    sampler = Sampler(applied(model, Compute(attention=attention), "cpu"), model, DiffusionConfig(), batch)
+    torches = {"PyTorch eager": torch_training(4, False, extent.depth)}
+    if extent.torch_compile:
+        torches["torch.compile"] = torch_training(4, True, extent.depth)
+
+    def contestants(steps: int) -> dict[str, Callable[[], Any]]:
+        evaluation = Evaluation(1, "none", batch, sampling_steps=steps)
+        ours = {"dit": lambda: list(sampler.draw(params, evaluation, 0, batch))}
+        return {name: lambda each=each: each.sample(batch, steps) for name, each in torches.items()} | ours
+
+    steps = extent.sampling_steps
+    times = interleaved(contestants(steps), extent.rounds or SAMPLING_ROUNDS, contestants(2))
+    show(f"sample S/4 B{batch}, {steps} steps", times, "PyTorch eager")
 
 
-def compile_time(rounds: int) -> None:
+def compile_time(extent: Extent) -> None:
     """Seconds to compile the gradient of XL/2 at batch 2: blocks scanned, and all 28 unrolled."""
     import jax
     import jax.numpy as jnp
@@ -127,8 +167,10 @@ def compile_time(rounds: int) -> None:
     from dit.config import DATASETS, model_config
     from dit.model import DiT, applied, nnx
 
+    cached = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
     model = model_config("adaln_zero", "XL", 2, DATASETS["imagenet256"])
+    model = replace(model, depth=extent.depth or model.depth)
     params = nnx.split(nnx.eval_shape(lambda: DiT(model, rngs=nnx.Rngs(0))))[1]
     shapes = [
         jax.ShapeDtypeStruct(*of) for of in (((2, 32, 32, 4), jnp.float32), ((2,), jnp.float32), ((2,), jnp.int32))
@@ -144,27 +186,32 @@ def compile_time(rounds: int) -> None:
         return compiled
 
     times: dict[str, list[float]] = {"scanned": [], "unrolled": []}
-    contestants = {"scanned": contestant(1), "unrolled": contestant(28)}
-    for _ in range(rounds):
+    contestants = {"scanned": contestant(1), "unrolled": contestant(model.depth)}
+    for _ in range(extent.rounds or COMPILE_ROUNDS):
         for name, one in contestants.items():
             start = time.perf_counter()
             one()
             times[name].append(time.perf_counter() - start)
-    show("compile gradient of XL/2", times, "unrolled")
+    jax.config.update("jax_enable_compilation_cache", cached)
+    show(f"compile gradient of XL/2, {model.depth} blocks", times, "unrolled")
 
 
-def bare_loop(run: Any, data: Any) -> Callable[[int], Any]:
-    """The step as one would write it by hand: the model's function, optax's AdamW, no guard, no rows; the loss fetched at the end."""
+def bare_loop(run: Any, data: Any, flat: bool) -> Callable[[int], Any]:
+    """The step as one would write it by hand: the model's function, optax's AdamW, no guard, no rows; the loss fetched at the end.
+
+    Its state goes into the compiled step as Flax gives it, or, `flat`, as a list of arrays, which is the least that JAX can be given.
+    """
     import jax
     import jax.numpy as jnp
     import optax
 
-    from dit.compute import Compute
+    from dit.compute import Compute, best_attention
     from dit.diffusion import linear_schedule, tables, training_losses
     from dit.model import DiT, applied, nnx
     from dit.train import draw_examples
 
-    model = applied(run.model, Compute(), "cpu")
+    attention = best_attention(jax.devices()[0], "float32", run.model.hidden_size // run.model.num_heads)
+    model = applied(run.model, Compute(attention=attention), "cpu")
     o = run.optim
     optimizer = optax.adamw(o.learning_rate, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=0.0)
 
@@ -188,20 +235,27 @@ def bare_loop(run: Any, data: Any) -> Callable[[int], Any]:
         ema = jax.tree.map(lambda a, b: o.ema_decay * a + (1 - o.ema_decay) * b, ema, params)
         return (params, ema, opt_state, count + 1), value
 
-    step = jax.jit(step, donate_argnums=0)
-    state = [init()]
+    first = init()
+    structure = jax.tree.structure(first)
+
+    def flat_step(leaves: Any, images: Any, labels: Any) -> Any:
+        after, value = step(jax.tree.unflatten(structure, leaves), images, labels)
+        return jax.tree.leaves(after), value
+
+    compiled = jax.jit(flat_step if flat else step, donate_argnums=0)
+    state = [jax.tree.leaves(first) if flat else first]
 
     def advance(steps: int) -> None:
         value = None
         for number in range(steps):
-            state[0], value = step(state[0], *data.batch(number))
+            state[0], value = compiled(state[0], *data.batch(number))
         jax.block_until_ready(value)
 
     return advance
 
 
-def harness(rounds: int, sizes: list[str]) -> None:
-    """Each cell of the demo's adaLN-Zero ladder: blocks of 50 steps through the loop, with rows, guard and prefetching, and bare."""
+def harness(extent: Extent, sizes: list[str]) -> None:
+    """The nano ladder, adaLN-Zero at patch 4: blocks of 50 steps through the loop, with rows, guard and prefetching, and bare."""
     import jax
 
     from dit.config import DATASETS, OptimConfig, RunConfig, model_config
@@ -209,13 +263,12 @@ def harness(rounds: int, sizes: list[str]) -> None:
     from dit.loop import train as loop
     from dit.train import build
 
-    images = load_images("digits")
+    images, data = load_images("digits"), DATASETS["digits"]
+    optim = OptimConfig(learning_rate=3e-3, b2=0.99, ema_decay=0.99)
     for size in sizes:
-        data = DATASETS["digits"]
-        optim = OptimConfig(learning_rate=3e-3, b2=0.99, ema_decay=0.99)
         run = RunConfig(model_config("adaln_zero", size, 4, data, "nano"), data, 4000, 8, optim=optim)
         program, dataset = build(run), ImageDataset(*images, 8, 0)
-        bare = bare_loop(run, ImageDataset(*images, 8, 0))
+        bare, flat = (bare_loop(run, ImageDataset(*images, 8, 0), each) for each in (False, True))
         states = {1: program.init(), 10: program.init()}
 
         def through(length: int, program=program, states=states, dataset=dataset) -> None:
@@ -224,35 +277,48 @@ def harness(rounds: int, sizes: list[str]) -> None:
             jax.block_until_ready(states[length].step)
 
         contestants = {
-            "bare optax": lambda bare=bare: bare(BLOCK),
+            "bare optax loop": lambda bare=bare: bare(BLOCK),
+            "bare, state as a list of arrays": lambda flat=flat: flat(BLOCK),
             "dit, one step a dispatch": lambda: through(1),
             "dit, ten steps a dispatch": lambda: through(10),
         }
-        show(f"nano {size}/4 B8, {BLOCK} steps", interleaved(contestants, rounds), "bare optax")
+        times = interleaved(contestants, extent.rounds or HARNESS_ROUNDS)
+        show(f"nano {size}/4 B8, {BLOCK} steps", times, "bare optax loop")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help="train, sample, compile, harness (default: all)")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--cells", default="S/8,S/4,S/2", help="of train (default: S/8,S/4,S/2)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="train, sample, compile, harness (default: all)")
+    parser.add_argument("--rounds", type=int, help="of every part (default: 3 to 9, each part its own)")
+    parser.add_argument("--cells", default=",".join(CELLS), help="of train (default: S/8,S/4,S/2)")
     parser.add_argument("--sizes", default="S,B,L,XL", help="of harness (default: S,B,L,XL)")
-    parser.add_argument("--sampling-steps", type=int, default=50, help="of sample (default: 50)")
     parser.add_argument("--no-torch-compile", action="store_true")
+    parser.add_argument("--smoke", action="store_true", help="two blocks, batch 2, four sampling steps, one round")
     args = parser.parse_args()
-    parts = args.parts or ["train", "sample", "compile", "harness"]
-    for cell in set(CELLS) - set(args.cells.split(",")):
-        del CELLS[cell]
-    print(f"{THREADS} threads, load {os.getloadavg()[0]:.1f}")
+    if "GLIBC_TUNABLES" not in os.environ:
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "GLIBC_TUNABLES": MALLOC})
+    extent = Extent(args.rounds, torch_compile=not args.no_torch_compile)
+    if args.smoke:
+        extent = replace(extent, rounds=1, batch=2, depth=2, sampling_steps=4)
+    parts = {
+        "train": lambda: train(extent, args.cells.split(",")),
+        "sample": lambda: sample(extent),
+        "compile": lambda: compile_time(extent),
+        "harness": lambda: harness(extent, args.sizes.split(",")),
+    }
+    chosen = args.parts or list(parts)
+    if unknown := set(chosen) - set(parts):
+        parser.error(f"unknown part {', '.join(sorted(unknown))}: expected some of {', '.join(parts)}")
+    print(
+        f"{THREADS} threads, load {os.getloadavg()[0]:.1f}, GLIBC_TUNABLES {os.environ['GLIBC_TUNABLES'] or 'none'}\n"
+    )
     print("| case | contestant | median | ratio, median [range] | rounds |\n|---|---|---|---|---|")
-    if "train" in parts:
-        train(args.rounds, not args.no_torch_compile)
-    if "sample" in parts:
-        sample(args.rounds, not args.no_torch_compile, args.sampling_steps)
-    if "compile" in parts:
-        compile_time(args.rounds)
-    if "harness" in parts:
-        harness(args.rounds, args.sizes.split(","))
+    took = {}
+    for part in chosen:
+        start = time.perf_counter()
+        parts[part]()
+        took[part] = f"{part} {time.perf_counter() - start:.0f} s"
+    print(f"\ntook: {', '.join(took.values())}; load {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":
