@@ -104,4 +104,5 @@ def sampling_gflops(model: ModelConfig, sampling_steps: int, cfg_scale: float = 
 
 def scoring_gflops(run: RunConfig) -> float:
     """Gflops of all samples that a run's evaluations draw; one multiply-add is one flop."""
-    return sum(e.num_samples * sampling_gflops(run.model, e.sampling_steps, e.cfg_scale) for e in run.evaluations)
+    samples = ((e.num_samples, sampling_gflops(run.model, e.sampling_steps, e.cfg_scale)) for e in run.evaluations)
+    return float(sum(count * each for count, each in samples))

@@ -38,5 +38,5 @@ def test_the_bill_adds_up():
     bill = total(RUNS)
     assert bill.cells == 4
     assert bill.train_gflops == pytest.approx(sum(flops.gflops(run.model) * 64 * 1000 * 3 for run in RUNS), rel=1e-12)
-    assert bill.sampling_gflops == pytest.approx(sum(map(sampling_gflops, RUNS)), rel=1e-12)
+    assert bill.sampling_gflops == pytest.approx(sum(map(flops.scoring_gflops, RUNS)), rel=1e-12)
     assert total(()) == type(bill)(0, 0, 0)

@@ -208,7 +208,7 @@ def test_forecasts_stand_beside_what_was_measured_since(tmp_path, monkeypatch):
     told = next(one for one in made.cells if one.patch_size == 4)
     measured = score_of(trained, trained.evaluations[4])
     row = {column.name: cell for column, cell in zip(part.table.columns, part.table.rows[0])}
-    assert len(part.table.rows) == 1 and row["cell"].text == "adaLN-Zero adaln_zero L/4".replace("adaln_zero ", "")
+    assert len(part.table.rows) == 1 and row["cell"].text == "adaLN-Zero L/4"
     assert (row["forecast"].value, row["measured"].value) == pytest.approx((told.score, measured))
     assert row["error %"].value == pytest.approx(100 * (told.score / measured - 1))
     assert row["in the interval"].text == ("yes" if measured in told.prediction else "no")

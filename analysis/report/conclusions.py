@@ -298,7 +298,7 @@ def forecasts(study: StudyResults) -> list[Part]:
         {
             "frozen": one.created,
             "of": one.target,
-            "cell": f"{block_name(cell.block)} {cell.cell}",
+            "cell": cell.cell.replace(cell.block, block_name(cell.block), 1),
             "step": cell.step,
             "forecast": cell.forecast,
             "95 % interval": _between(cell.prediction),
