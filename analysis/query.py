@@ -34,7 +34,7 @@ def filter_rows(table: Frame, expression: str) -> Frame:
         raise UserError(
             f"{trouble} does not parse ({reason}): expected something like \"size == 'S'\" over the columns {columns}"
         ) from error
-    except (TypeError, AttributeError, KeyError) as error:
+    except (TypeError, AttributeError, KeyError, ArithmeticError, RecursionError) as error:
         raise UserError(
             f"{trouble} cannot be applied ({error}): compare columns with values of their kind; {columns}"
         ) from error

@@ -143,7 +143,7 @@ def _config(one: LoggedRun, fields: Fields) -> RunConfig:
     named = _MODEL_NAME.search(f"{config.get('model', '')} {one.name}")
     config = {**(named.groupdict() if named else {}), **config}
     values = {name: fields.of(name, config) for name in CELL}
-    if values["dataset"] not in DATASETS and values["image_size"] is not None:
+    if str(values["dataset"]) not in DATASETS and values["image_size"] is not None:
         values["dataset"] = f"imagenet{_whole(one, 'image_size', values['image_size'])}"
     for name in ("block", "size", "patch_size", "dataset", "batch_size"):
         if values[name] is None:
@@ -151,6 +151,9 @@ def _config(one: LoggedRun, fields: Fields) -> RunConfig:
                 f"run '{one.name}' does not tell its {name}: give --map {name}=COLUMN or --set {name}=VALUE; its configuration "
                 f"has {', '.join(config) or 'nothing'}"
             )
+    for name in ("block", "size", "dataset"):
+        if not isinstance(values[name], str):
+            raise UserError(f"run '{one.name}': {name} is {values[name]!r}, expected a name: see --map and --set")
     if values["dataset"] not in DATASETS:
         raise UserError(f"unknown dataset '{values['dataset']}': expected --set dataset={'|'.join(DATASETS)}")
     data = DATASETS[values["dataset"]]
@@ -238,9 +241,9 @@ def _protocol(
     one: LoggedRun, row: Mapping[str, Any], fields: Fields, metric: str, evaluation: Evaluation | None
 ) -> dict[str, Any]:
     """The protocol that the row names, if this package logged it; else what is stated or was declared, the rest unsaid."""
-    known = json.loads(one.config.get("protocols") or "{}") if isinstance(one.config.get("protocols"), str) else {}
-    if row.get("protocol") in known:
-        return known[row["protocol"]]
+    known = _protocols(one)
+    if str(row.get("protocol")) in known:
+        return known[str(row["protocol"])]
     config = flat(one.config)
     stated = {name: fields.of(name, row) for name in PROTOCOL}
     stated = {name: fields.of(name, config) if value is None else value for name, value in stated.items()}
@@ -256,6 +259,16 @@ def _protocol(
         stated["cfg_scale"] = _real(one, "cfg_scale", stated["cfg_scale"])
     features = "inception" if metric == "fid" else metric.removeprefix("fd_")
     return {"features": features, "extractor_sha256": None, "reference_sha256": None, "cfg_channels": None, **stated}
+
+
+def _protocols(one: LoggedRun) -> dict[str, dict[str, Any]]:
+    """The protocols by their hash that this package logs with a run; none of another's."""
+    text = one.config.get("protocols")
+    try:
+        known = json.loads(text) if isinstance(text, str) else None
+    except ValueError as error:
+        raise UserError(f"run '{one.name}': its protocols are not JSON ({error}): export it again") from error
+    return {key: value for key, value in known.items() if isinstance(value, dict)} if isinstance(known, dict) else {}
 
 
 def _by_step(one: LoggedRun, fields: Fields) -> list[tuple[int, dict[str, Any]]]:

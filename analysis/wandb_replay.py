@@ -73,6 +73,7 @@ def replay(
             reason = " ".join(str(error).split())
             raise UserError(f"wandb refuses run {run.run} ({reason}): see `wandb login`, or --mode offline") from error
         yield run.run
+    wandb.teardown()  # a run that failed is not waited for: what it wrote is whole once its writer has ended
 
 
 def _config(run: RunConfig, study: StudyResults, scores: list[Row]) -> dict[str, Any]:

@@ -121,13 +121,20 @@ def _read_json(path: Path) -> list[LoggedRun]:
         raise ValueError("expected rows or runs")
     whole = [one for one in values if "history" in one]
     if whole:
-        return [
-            LoggedRun(
-                one.get("name") or path.stem, one.get("config") or {}, one["history"], one.get("state") or FINISHED
-            )
-            for one in whole
-        ]
+        return [_whole_run(one, path.stem) for one in whole]
     return [LoggedRun(path.stem, rows=[_without_gaps(row) for row in values])]
+
+
+def _whole_run(value: dict[str, Any], name: str) -> LoggedRun:
+    run = LoggedRun(
+        value.get("name") or name, value.get("config") or {}, value["history"], value.get("state") or FINISHED
+    )
+    for what, one, kind in (("name", run.name, str), ("config", run.config, dict), ("state", run.state, str)):
+        if not isinstance(one, kind):
+            raise ValueError(f"{what} is {one!r}")
+    if not isinstance(run.rows, list) or not all(isinstance(row, dict) for row in run.rows):
+        raise ValueError("history is no list of rows")
+    return run
 
 
 def _read_csv(path: Path) -> list[LoggedRun]:
@@ -140,7 +147,9 @@ def _read_csv(path: Path) -> list[LoggedRun]:
     charts = [name for name in table.columns if " - " in name and not name.endswith(("__MIN", "__MAX"))]
     if not charts:
         return [LoggedRun(path.stem, rows=rows)]
-    step = next(name for name in table.columns if " - " not in name)
+    step = next((name for name in table.columns if " - " not in name), None)
+    if step is None:
+        raise ValueError("no column holds the step")
     runs: dict[str, LoggedRun] = {}
     for chart in charts:
         name, metric = chart.rsplit(" - ", 1)

@@ -100,3 +100,9 @@ def train_gflops(run: RunConfig, step: int) -> float:
 def sampling_gflops(model: ModelConfig, sampling_steps: int, cfg_scale: float = 1.0) -> float:
     """Gflops to sample one image: Gflops · steps, doubled under guidance; one multiply-add is one flop."""
     return gflops(model) * sampling_steps * (2 if cfg_scale != 1.0 else 1)
+
+
+def scoring_gflops(run: RunConfig) -> float:
+    """Gflops of all samples that a run's evaluations draw; one multiply-add is one flop."""
+    samples = ((e.num_samples, sampling_gflops(run.model, e.sampling_steps, e.cfg_scale)) for e in run.evaluations)
+    return float(sum(count * each for count, each in samples))

@@ -26,7 +26,6 @@ from dit.topology import MeshShape, parse_mesh
 from sweeps import compiled
 from sweeps.hardware import Band, Hardware
 from sweeps.memory import Need, estimate, step_bytes
-from sweeps.plan import sampling_gflops
 from sweeps.prices import Price
 from sweeps.probes import SAME_TIME, Key, Probe, key_of
 
@@ -78,7 +77,7 @@ def _row(study: str, run: RunConfig, settings: Settings, need: Need, rates: list
         "precision": run.precision,
         "train_exaflops": row["train_gflops"] / 1e9,
         "train_exaflops_two_per_mac": 2 * row["train_gflops"] / 1e9,
-        "sampling_exaflops": sampling_gflops(run) / 1e9,
+        "sampling_exaflops": flops.scoring_gflops(run) / 1e9,
         "hardware": hardware.name,
         "mesh": str(settings.shape),
         "remat": need.remat,
@@ -187,7 +186,7 @@ def _inverse(band: Band, amount: float) -> Band:
 
 
 def _sampling_hours(run: RunConfig, rate: Band) -> Band:
-    return _inverse(rate, 2e9 * sampling_gflops(run)) * (1 / 3600)
+    return _inverse(rate, 2e9 * flops.scoring_gflops(run)) * (1 / 3600)
 
 
 def _measured_rates(runs: tuple[RunConfig, ...], settings: Settings) -> list[float]:

@@ -39,13 +39,10 @@ def plan(study: Study, runs: tuple[RunConfig, ...]) -> list[Row]:
     return [planned_row(run, study.name, variant=named.get(run.run)) for run in runs]
 
 
-def sampling_gflops(run: RunConfig) -> float:
-    """Compute of all samples that a run's evaluations draw."""
-    return sum(e.num_samples * flops.sampling_gflops(run.model, e.sampling_steps, e.cfg_scale) for e in run.evaluations)
-
-
 def total(runs: tuple[RunConfig, ...]) -> Total:
     """Compute of all cells together."""
     return Total(
-        len(runs), sum(flops.train_gflops(run, run.steps) for run in runs), sum(sampling_gflops(run) for run in runs)
+        len(runs),
+        sum(flops.train_gflops(run, run.steps) for run in runs),
+        sum(flops.scoring_gflops(run) for run in runs),
     )

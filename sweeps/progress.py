@@ -12,26 +12,14 @@ from typing import Any, TextIO
 
 from dit import flops
 from dit.config import RunConfig
-from sweeps.plan import sampling_gflops
+from dit.duration import duration
 
 PLAIN_EVERY_S = 10.0
 
 
 def work(run: RunConfig) -> float:
     """Gflops of a whole cell: its training, and the samples of its evaluations."""
-    return flops.train_gflops(run, run.steps) + sampling_gflops(run)
-
-
-def duration(seconds: float) -> str:
-    """`4 s`, `3 min 20 s`, `2 h 05 min` or `3 d 4 h`."""
-    s = round(seconds)
-    if s < 60:
-        return f"{s} s"
-    if s < 3600:
-        return f"{s // 60} min {s % 60:02d} s"
-    if s < 86400:
-        return f"{s // 3600} h {s % 3600 // 60:02d} min"
-    return f"{s // 86400} d {s % 86400 // 3600} h"
+    return flops.train_gflops(run, run.steps) + flops.scoring_gflops(run)
 
 
 class Progress:

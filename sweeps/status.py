@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dit import lease
-from dit.flops import train_gflops
+from dit.flops import scoring_gflops, train_gflops
 from dit.rows import Row, planned_row, variants
 from dit.store import DONE, FAILED, RunStore, read_record
 from sweeps.ledger import ENDED, HELD, Cell, Ledger, owner_name
-from sweeps.plan import sampling_gflops
 from sweeps.progress import fit, work
 
 
@@ -131,7 +130,7 @@ def _left_s(row: Row, cell: Cell, spent: list[tuple[float, float]], rates: list[
     if cell.state in ENDED:
         return 0.0
     run, share = cell.run, cell.step / cell.run.steps
-    left = train_gflops(run, run.steps) - train_gflops(run, cell.step) + sampling_gflops(run) * (1 - share)
+    left = train_gflops(run, run.steps) - train_gflops(run, cell.step) + scoring_gflops(run) * (1 - share)
     if row["s_per_gflop"]:
         return left * row["s_per_gflop"]
     if spent:

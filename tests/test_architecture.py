@@ -89,7 +89,7 @@ def test_experiments_only_declare(module):
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("analysis")])
 def test_analysis_reads_records_and_trains_nothing(module):
-    readers = ("dit.__version__", "dit.config", "dit.errors", "dit.flops", "dit.rows", "dit.store")
+    readers = ("dit.__version__", "dit.config", "dit.duration", "dit.errors", "dit.flops", "dit.rows", "dit.store")
     found = imports(module)
     assert not reaches(found, *FRAMEWORKS, "sweeps", "experiments")
     assert reaches(found, "dit") == reaches(found, *readers)

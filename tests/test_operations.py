@@ -14,11 +14,11 @@ from worker_processes import fake_cells
 from dit import lease_files
 from dit.cli import main
 from dit.config import RunArguments
+from dit.flops import scoring_gflops
 from dit.lease import Attempt, run_files
 from dit.store import FAILED, RUNNING, RunStore, Study, save_study
 from sweeps import arguments, doctor
 from sweeps.ledger import Ledger
-from sweeps.plan import sampling_gflops
 from sweeps.progress import work
 from sweeps.status import status_rows, summary
 
@@ -71,7 +71,7 @@ def test_time_left_follows_the_speed_of_each_cell(study):
     assert [row["left_s"] for row in rows[:3]] == [0.0, 0.0, 0.0]
     training = (100 - 40) * 4 / 8.0
     per_gflop = training / (rows[3]["train_gflops"] * 60 / 40)
-    assert rows[3]["left_s"] == pytest.approx(training + 0.6 * sampling_gflops(RUNS[3]) * per_gflop, rel=1e-12)
+    assert rows[3]["left_s"] == pytest.approx(training + 0.6 * scoring_gflops(RUNS[3]) * per_gflop, rel=1e-12)
     assert rows[4]["left_s"] == pytest.approx(work(RUNS[4]) * per_gflop, rel=1e-12)
     assert summary(rows).left_s == pytest.approx(rows[3]["left_s"] + rows[4]["left_s"], rel=1e-12)
     hold(study, RUNS[0], Attempt(1, ELSEWHERE, 3, 60.0, 70.0, "done"))

@@ -8,7 +8,7 @@ from synthetic_study import cells
 from dit import flops
 from dit.rows import planned_row
 from dit.store import Study
-from sweeps.plan import COLUMNS, plan, sampling_gflops, total
+from sweeps.plan import COLUMNS, plan, total
 
 RUNS = cells(blocks=("adaln_zero", "in_context"), sizes=("S",), patches=(4, 2), sampling=(4, 8), steps=1000)
 STUDY = Study("mine", "", RUNS)
@@ -22,21 +22,21 @@ def test_a_plan_has_a_row_per_chosen_cell_in_order():
 
 def test_sampling_counts_every_sample_of_every_evaluation():
     plain, scored_more = RUNS[0], RUNS[1]
-    assert sampling_gflops(plain) == pytest.approx(512 * 5 * 32 * flops.gflops(plain.model), rel=1e-12)
-    assert sampling_gflops(scored_more) == pytest.approx(
+    assert flops.scoring_gflops(plain) == pytest.approx(512 * 5 * 32 * flops.gflops(plain.model), rel=1e-12)
+    assert flops.scoring_gflops(scored_more) == pytest.approx(
         512 * (5 * 32 + 4 + 8) * flops.gflops(scored_more.model), rel=1e-12
     )
 
 
 def test_guidance_doubles_the_sampling():
     guided = replace(RUNS[0], evaluations=tuple(replace(e, cfg_scale=4.0) for e in RUNS[0].evaluations))
-    assert sampling_gflops(guided) == 2 * sampling_gflops(RUNS[0])
-    assert sampling_gflops(replace(RUNS[0], evaluations=())) == 0
+    assert flops.scoring_gflops(guided) == 2 * flops.scoring_gflops(RUNS[0])
+    assert flops.scoring_gflops(replace(RUNS[0], evaluations=())) == 0
 
 
 def test_the_bill_adds_up():
     bill = total(RUNS)
     assert bill.cells == 4
     assert bill.train_gflops == pytest.approx(sum(flops.gflops(run.model) * 64 * 1000 * 3 for run in RUNS), rel=1e-12)
-    assert bill.sampling_gflops == pytest.approx(sum(map(sampling_gflops, RUNS)), rel=1e-12)
+    assert bill.sampling_gflops == pytest.approx(sum(map(flops.scoring_gflops, RUNS)), rel=1e-12)
     assert total(()) == type(bill)(0, 0, 0)

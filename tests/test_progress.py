@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 from synthetic_study import cells
 
+from dit.duration import duration
+from dit.flops import scoring_gflops
 from sweeps import progress
-from sweeps.plan import sampling_gflops
-from sweeps.progress import Progress, duration, work
+from sweeps.progress import Progress, work
 
 RUNS = list(cells(blocks=("adaln", "adaln_zero"), sizes=("S",), patches=(4,), sampling=(), steps=100))
 
@@ -60,7 +61,7 @@ def test_durations_read_well(seconds, text):
 def test_the_work_of_a_cell_is_its_training_and_its_samples():
     run = RUNS[0]
     per_image = 3 * run.batch_size * run.steps
-    assert work(run) == pytest.approx((per_image + 5 * 512 * 32) * sampling_gflops(run) / (5 * 512 * 32), rel=1e-12)
+    assert work(run) == pytest.approx((per_image + 5 * 512 * 32) * scoring_gflops(run) / (5 * 512 * 32), rel=1e-12)
 
 
 def test_time_left_is_unknown_before_any_work_and_nothing_after_all_of_it(clock):

@@ -45,7 +45,7 @@ def test_selected_rows_of_a_plan_are_the_same_objects():
     "expression",
     ["size ==", "(", "", "size == 'S' if", "colour == 'red'", "patch_size", "1", "True", "patch_size = 2", "@ROWS", "run == @expression",
      "size > 2",
-     "gflops.nothing == 1", "[1]", "lambda row: True", "print(size)", "size == 'S'\nseed == 0", "gflops.max() > 0"],
+     "gflops.nothing == 1", "[1]", "lambda row: True", "print(size)", "size == 'S'\nseed == 0", "gflops.max() > 0", "1/0 > 1"],
 )  # fmt: skip
 def test_a_bad_expression_is_one_line_that_names_it_and_the_columns(expression):
     with pytest.raises(UserError) as error:

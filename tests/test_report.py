@@ -8,12 +8,17 @@ from html.parser import HTMLParser
 import pytest
 from synthetic_study import cells, score_of, write_run, write_study
 
-from analysis.report.costs import costs, duration
+from analysis import forecast
+from analysis.fits.validation import validate
+from analysis.report.conclusions import forecasts
+from analysis.report.costs import costs
 from analysis.report.page import render
 from analysis.report.tables import MOST_ROWS, score_table, written
 from analysis.results import collect, losses
 from dit import flops
 from dit.cli import main
+from dit.duration import duration
+from dit.errors import UserError
 from dit.store import RunStore, Study, save_study
 
 EVIL = '</script><script>alert("x")</script> <img src=x onerror=alert(1)> & \u2028 "quoted"'
@@ -167,7 +172,7 @@ def test_costs_are_the_plan_and_the_log(folder):
     done = sum(flops.train_gflops(run, 50 if place == 3 else 100) for place, run in enumerate(RUNS))
     assert cost.planned_gflops == pytest.approx(planned)
     assert cost.done_gflops == pytest.approx(done)
-    assert (cost.runs, cost.failed, cost.unfinished) == (16, 1, 1)
+    assert (cost.runs, cost.cells, cost.failed, cost.unfinished) == (16, 8, 1, 1)
     assert cost.train_s == pytest.approx((15 * 100 + 50) * 64 / 100.0)  # at 100 images/s, as the rows say
     sampled = sum(
         one.num_samples * flops.sampling_gflops(run.model, one.sampling_steps, one.cfg_scale)
@@ -182,6 +187,38 @@ def test_fits_and_their_methods_are_on_the_page(page):
     assert "Gflops or parameters (adaLN-Zero):" in page.words
     assert "one multiply-add is one flop" in page.words
     assert "Not fitted" in page.words
+
+
+def test_forecasts_stand_beside_what_was_measured_since(tmp_path, monkeypatch):
+    """Frozen for L, of which one cell is trained afterwards: its row, what is still waited for, and a file that was changed."""
+    monkeypatch.setattr(forecast, "validate", lambda data, loss: validate(data, ("power",), loss))
+    runs = cells(blocks=("adaln_zero",), sizes=("S", "B", "L"), patches=(4, 2), sampling=(), steps=100)
+    folder = write_study(tmp_path / "demo", tuple(run for run in runs if run.model.size != "L"))
+    save_study(folder, Study("demo", "", runs))
+    assert forecasts(collect(folder)) == []
+    made = forecast.freeze(collect(folder), "L", form="power")
+    path = forecast.save(made, folder / "forecasts")
+    [part] = forecasts(collect(folder))
+    assert part.title == "Forecasts" and part.table is None
+    assert part.sentences[0].startswith(f"L, frozen before training, {made.created}; not measured yet: adaln_zero L/4")
+
+    trained = next(run for run in runs if (run.model.size, run.model.patch_size) == ("L", 4))
+    write_run(folder, "demo", trained)
+    [part] = forecasts(collect(folder))
+    told = next(one for one in made.cells if one.patch_size == 4)
+    measured = score_of(trained, trained.evaluations[4])
+    row = {column.name: cell for column, cell in zip(part.table.columns, part.table.rows[0])}
+    assert len(part.table.rows) == 1 and row["cell"].text == "adaLN-Zero L/4"
+    assert (row["forecast"].value, row["measured"].value) == pytest.approx((told.score, measured))
+    assert row["error %"].value == pytest.approx(100 * (told.score / measured - 1))
+    assert row["in the interval"].text == ("yes" if measured in told.prediction else "no")
+    assert "not measured yet: adaln_zero L/2" in part.sentences[0]
+
+    path.write_text(path.read_text().replace('"target": "L"', '"target": "XL"'))
+    assert "tampered: its content no longer has the hash" in forecasts(collect(folder))[0].sentences[0]
+    path.write_text("[]")
+    with pytest.raises(UserError, match="is not a forecast"):
+        forecasts(collect(folder))
 
 
 def test_samples_are_in_the_page(page):

@@ -78,9 +78,23 @@ def test_no_study_is_an_error(tmp_path):
 
 def test_a_file_that_is_no_evaluation_is_an_error(folder):
     path = next((RunStore(folder, RUNS[0]).path / "evals").glob("*.json"))
-    path.write_text(json.dumps({"score": 1.0}))
-    with pytest.raises(UserError, match="is not an evaluation"):
-        results(folder)
+    whole = json.loads(path.read_text())
+    wrong = {
+        "has row 'None', expected a dict": {"score": 1.0},
+        "size is 'XL', the run's is 'S'": {**whole, "row": {**whole["row"], "size": "XL"}},
+        "fd_digits is 'low', of another kind": {**whole, "row": {**whole["row"], "fd_digits": "low"}},
+        "step is 1.5, of another kind": {**whole, "row": {**whole["row"], "step": 1.5}},
+        "it has no fid, which its protocol is of": {
+            **whole,
+            "protocol": {**whole["protocol"], "features": "inception"},
+        },
+        "does not tell features and num_samples": {**whole, "protocol": {}},
+        "floor is missing": {**whole, "floor": "low"},
+    }
+    for message, value in wrong.items():
+        path.write_text(json.dumps(value))
+        with pytest.raises(UserError, match=message):
+            results(folder)
 
 
 def test_losses_hold_every_logged_step(folder):

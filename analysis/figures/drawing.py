@@ -6,6 +6,7 @@ A figure is a function from `StudyResults` to a `Drawing`; it raises `Skipped` w
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -209,7 +210,11 @@ def legend(figure: Figure, looks: Iterable[Look], floor: bool = False, seeds: st
 
 
 def foot(figure: Figure, text: str) -> None:
-    """The foot line: what is shown, study, protocol and convention, broken to the figure's width; small on slides too."""
+    """The foot line: what is shown, study, protocol and convention, broken to the figure's width; small on slides too.
+
+    Exponents are raised (`C^-a`); a dollar sign, with which matplotlib would begin a formula, stays one.
+    """
+    text = re.sub(r"\^(-?\w+)", r"$^{\1}$", text.replace("$", r"\$"))
     characters = int(figure.get_figwidth() * 72 / (0.56 * page() * _FOOT_SIZE))
     lines = "\n".join(textwrap.wrap(text, characters, break_on_hyphens=False))
     figure.supxlabel(lines, fontsize=page() * _FOOT_SIZE, color=MUTED, x=0.008, ha="left", linespacing=1.3)

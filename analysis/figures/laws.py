@@ -227,7 +227,7 @@ def _errors(validation: Validation) -> str:
 
 
 def _value(one: Parameter) -> str:
-    return f"{one.name} = {one.value:.3g}" if one.value is not None else f"{one.name} not determined"
+    return f"{one.name} = {one.value:,.3g}" if one.value is not None else f"{one.name} not determined"
 
 
 def _law_panel(axes: Axes, law: LawFit, shown: Scores, looks: Looks) -> None:

@@ -56,7 +56,7 @@ def fits(study: StudyResults) -> Fits:
         *_made(found.frontier, _frontier),
         *(part for one in found.isoflops for part in _made(one, _isoflop)),
         *_made(found.sampling, _sampling),
-        *_forecasts(study),
+        *forecasts(study),
     ]
     refusals = [one for one in (*found.refusals, *_parts_of(found)) if isinstance(one, Refusal)]
     return Fits(
@@ -284,8 +284,12 @@ def _sampling(found: SamplingLaw) -> Part:
     return Part("What sampling steps buy", (words,), table(rows, columns), tuple(one.text for one in found.notes))
 
 
-def _forecasts(study: StudyResults) -> list[Part]:
-    """Forecasts that were frozen in the study's folder, against what has been measured since."""
+def forecasts(study: StudyResults) -> list[Part]:
+    """Forecasts that were frozen in the study's folder, against what has been measured since; no part where there are none.
+
+    Raises:
+        UserError: for a file that is no forecast.
+    """
     folder = None if study.folder is None else study.folder / "forecasts"
     if folder is None or not any(folder.glob("*.json")):
         return []
@@ -294,7 +298,7 @@ def _forecasts(study: StudyResults) -> list[Part]:
         {
             "frozen": one.created,
             "of": one.target,
-            "cell": f"{block_name(cell.block)} {cell.cell}",
+            "cell": cell.cell.replace(cell.block, block_name(cell.block), 1),
             "step": cell.step,
             "forecast": cell.forecast,
             "95 % interval": _between(cell.prediction),

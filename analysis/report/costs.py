@@ -26,10 +26,11 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Costs:
-    """A row per cell, and the totals: runs, training compute planned and done (Gflops), planned sampling compute, seconds of training."""
+    """A row per cell, and totals: runs, cells, training compute planned and done (Gflops), planned sampling, seconds of training."""
 
     table: Table
     runs: int
+    cells: int
     failed: int
     unfinished: int
     planned_gflops: float
@@ -49,10 +50,7 @@ def costs(study: StudyResults, logged: Frame) -> Costs | None:
         status = RunStore(study.folder, run).status()
         failed += status["state"] == FAILED
         unfinished += status["step"] < run.steps
-        sampling += sum(
-            one.num_samples * flops.sampling_gflops(run.model, one.sampling_steps, one.cfg_scale)
-            for one in run.evaluations
-        )
+        sampling += flops.scoring_gflops(run)
         rows.append(
             {
                 **{"block": block_name(run.model.block), "size": run.model.size, "patch_size": run.model.patch_size},
@@ -78,6 +76,7 @@ def costs(study: StudyResults, logged: Frame) -> Costs | None:
     return Costs(
         table=table(cells.reset_index().to_dict("records"), list(_COLUMNS)),
         runs=len(runs),
+        cells=len(cells),
         failed=failed,
         unfinished=unfinished,
         planned_gflops=float(sum(runs["planned"])),
@@ -97,15 +96,3 @@ def _seconds(logged: Frame, batch: dict[str, int]) -> tuple[dict[str, float], di
     by_run = spent.groupby(logged["run"]).sum(min_count=1)
     speeds = logged.groupby("run")["images_per_s"].median()
     return by_run.dropna().to_dict(), speeds.dropna().to_dict()
-
-
-def duration(seconds: float) -> str:
-    """`4 s`, `3 min 20 s`, `2 h 05 min` or `3 d 4 h`."""
-    s = round(seconds)
-    if s < 60:
-        return f"{s} s"
-    if s < 3600:
-        return f"{s // 60} min {s % 60:02d} s"
-    if s < 86400:
-        return f"{s // 3600} h {s % 3600 // 60:02d} min"
-    return f"{s // 86400} d {s % 86400 // 3600} h"

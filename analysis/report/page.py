@@ -17,14 +17,17 @@ from analysis.figures.drawing import Scores, Skipped, scores
 from analysis.frames import frame
 from analysis.report.charts import charts
 from analysis.report.conclusions import fits
-from analysis.report.costs import costs, duration
+from analysis.report.costs import costs
 from analysis.report.grids import grids
 from analysis.report.origin import origin
 from analysis.report.tables import cell_table, failures, protocol_table, score_table, written
 from analysis.report.words import protocol_words, summary
 from analysis.results import StudyResults, losses
+from dit.duration import duration
 from dit.errors import UserError
 from dit.store import load_study
+
+_PUBLISHED = "The numbers that the paper publishes (arXiv:2212.09748)."
 
 
 def write_report(study: StudyResults, path: Path) -> Path:
@@ -56,7 +59,7 @@ def render(study: StudyResults) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["formula"] = _formula
+    environment.filters |= {"formula": _formula, "raised": _raised}
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     shown = _scores(study)
     logged = frame([], ["run", "step", "loss"]) if study.folder is None else losses(study.folder)
@@ -67,9 +70,7 @@ def render(study: StudyResults) -> str:
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return environment.get_template("page.html.j2").render(
         study=study,
-        doc=load_study(study.folder).doc
-        if study.folder
-        else "The numbers that the paper publishes (arXiv:2212.09748).",
+        doc=_reflowed(load_study(study.folder).doc) if study.folder else _PUBLISHED,
         summary=[*summary(study, shown, cost), *fitted.words],
         protocol=None if shown is None else protocol_words(study, shown),
         charts=charts(study, shown, logged),
@@ -101,10 +102,19 @@ def _asset(name: str) -> str:
     return (resources.files("analysis.report") / "assets" / name).read_text(encoding="utf8")
 
 
+def _reflowed(doc: str) -> str:
+    """A docstring without the line breaks of its source file: paragraphs and lines that begin as `Question:` stay apart."""
+    return re.sub(r"(?<!\n)\n(?!\n|[A-Z]\w+: )", " ", doc)
+
+
+def _raised(text: str) -> Markup:
+    """A sentence with the exponents of its formulas raised."""
+    return Markup(re.sub(r"\^(-?\w+)", lambda found: f"<sup>{found[1].replace('-', '−')}</sup>", str(escape(text))))
+
+
 def _formula(text: str) -> Markup:
     """A formula in plain text with its exponents raised and its indices lowered."""
-    raised = re.sub(r"\^(-?\w+)", lambda found: f"<sup>{found[1].replace('-', '−')}</sup>", str(escape(text)))
-    return Markup(re.sub(r"_(\w+)", r"<sub>\1</sub>", raised))
+    return Markup(re.sub(r"_(\w+)", r"<sub>\1</sub>", str(_raised(text))))
 
 
 def _policy(script: str) -> str:

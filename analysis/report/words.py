@@ -8,10 +8,11 @@ from analysis import protocols
 from analysis.figures.compute import log_correlation
 from analysis.figures.drawing import MAIN_BLOCK, Scores, at_common_step, over_seeds
 from analysis.frames import Frame
-from analysis.report.costs import Costs, duration
+from analysis.report.costs import Costs
 from analysis.report.tables import cells_of, written
 from analysis.results import StudyResults
 from analysis.style import block_name
+from dit.duration import duration
 
 _CELL = ["block", "size", "patch_size"]
 
@@ -37,8 +38,8 @@ def summary(study: StudyResults, shown: Scores | None, cost: Costs | None) -> li
 def _extent(study: StudyResults, cost: Costs | None) -> str:
     scored = study.table[study.table["protocol"].notna()]
     under = scored["protocol"].nunique()
-    runs = cost.runs if cost else scored["run"].nunique()
-    words = f"{runs} runs of {cells_of(study.table)} cells with {len(scored):,} scores under {under} protocol{'s' * (under != 1)}"
+    runs, cells = (cost.runs, cost.cells) if cost else (scored["run"].nunique(), cells_of(study.table))
+    words = f"{runs} runs of {cells} cells with {len(scored):,} scores under {under} protocol{'s' * (under != 1)}"
     if cost is None:
         return f"{words}."
     failed = f", {cost.failed} failed" if cost.failed else ", none failed"
