@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -100,6 +101,17 @@ def join() -> int:
             "DIT_PROCESS_ID in each, or start them within a Slurm step (srun) or on a TPU slice"
         )
     return count
+
+
+def share(asked: bool) -> None:
+    """Join the others if the command was asked to. Standard output stays Python's own: Gloo greets there, which would end up in a row.
+
+    Raises:
+        UserError: as `join`.
+    """
+    if asked and join() > 1:
+        sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
+        os.dup2(2, 1)
 
 
 def declare(parser: argparse.ArgumentParser) -> None:

@@ -97,8 +97,7 @@ def run(args: argparse.Namespace) -> None:
     from dit.scores import DEFAULT, NEED_SAMPLES, score
     from dit.store import write_json
 
-    if args.distributed:
-        distributed.join()
+    distributed.share(args.distributed)
     processes = Processes(SHARES_S)
     say = _say if processes.leads else _quiet
     extractor, checkpoint = processes.together("ready", lambda: _ready(args))

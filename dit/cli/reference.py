@@ -64,8 +64,7 @@ def run(args: argparse.Namespace) -> None:
             raise UserError("--made-with-resize declares a file of statistics, --vae decodes latents: give one of them")
         made = reference.declare(Path(args.source), inception.NAME, args.made_with_resize)
     else:
-        if args.distributed:
-            distributed.join()
+        distributed.share(args.distributed)
         processes = Processes(SHARES_S)
 
         def ready() -> tuple[Extractor, ImageSet]:

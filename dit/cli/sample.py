@@ -85,8 +85,7 @@ def _samples(args: argparse.Namespace, drawn: Any, labels: tuple[int, ...] | Non
     from dit.sample_images import SampleRun, check, draw, grid_of
     from dit.weights import open_checkpoint
 
-    if args.distributed:
-        distributed.join()
+    distributed.share(args.distributed)
     processes = Processes(SHARES_S)
     if args.process_index is None:
         args.process_index, args.process_count = processes.index, processes.count
