@@ -28,7 +28,7 @@ from dit.preemption import Preemption
 from dit.processes import Absent, Processes, is_severed
 from dit.run_scores import Draws
 from dit.sampling import Sampler
-from dit.scoring import Scorer, protocol_hash, scorer
+from dit.scoring import Scorer, protocol_hash, require_features, scorer
 from dit.throughput import Meter
 from dit.train import Metrics, Program, TrainState, build
 from dit.watchdog import HANG_S, Watchdog
@@ -272,8 +272,13 @@ class _Execution:
         self.journal.scored(evaluation, score, protocol, protocol_hash(protocol), judge.floor, images, labels)
 
     def _judges(self) -> dict[Evaluation, Scorer]:
-        """Scorers that need files of the user's, opened before training: a missing one should not be noticed days later."""
+        """Scorers that need files of the user's, opened before training: a missing one should not be noticed days later.
+
+        Nor should features that nothing here has.
+        """
         if not self.run.data.is_latent:
+            for evaluation in self.journal.missing_evaluations():
+                require_features(evaluation.features)
             return {}
         from dit.run_inputs import open_scorer
 

@@ -25,7 +25,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sort", help="column to sort by")
     parser.add_argument("--descending", action="store_true", help="largest first")
     parser.add_argument("--columns", help="comma-separated columns to show")
-    parser.add_argument("--format", choices=("table", "csv", "json", "markdown", "latex"), default="table")
+    parser.add_argument(
+        "--format", choices=("table", "csv", "json", "markdown", "latex"), default="table", help="(default: table)"
+    )
     parser.add_argument("--json", action="store_true", help="the same as --format json")
     group = parser.add_argument_group("the bill on given hardware")
     group.add_argument(
