@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     print(tables.render(rows, columns, style), end="")
     bill = total(runs)
     print(
-        f"{bill.cells} cells: {bill.train_gflops:.3e} Gflops of training (Gflops x batch x steps x 3), "
+        f"{bill.cells} cell{'s' * (bill.cells != 1)}: {bill.train_gflops:.3e} Gflops of training (Gflops x batch x steps x 3), "
         f"{bill.sampling_gflops:.3e} Gflops of sampling for their scores",
         file=sys.stderr,
     )
