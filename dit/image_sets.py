@@ -216,8 +216,13 @@ def _header(file: Any, path: Path) -> tuple[int, ...]:
 def _read_protocol(path: Path) -> dict[str, Any]:
     with np.load(path, allow_pickle=False) as arrays:
         try:
-            return json.loads(str(arrays["protocol"]))
+            protocol = json.loads(str(arrays["protocol"]))
         except ValueError as error:
             raise UserError(
                 f"{path}: its 'protocol' is not JSON text ({error}): write it again, or leave it out"
             ) from error
+    if not isinstance(protocol, dict):
+        raise UserError(
+            f"{path}: its 'protocol' is {protocol!r}, expected a dictionary: write it again, or leave it out"
+        )
+    return protocol

@@ -30,7 +30,7 @@ from dit.preemption import Preemption
 from dit.processes import Absent, Processes, is_severed
 from dit.run_scores import Draws
 from dit.sampling import Sampler
-from dit.scoring import Scorer, protocol_hash, scorer
+from dit.scoring import Scorer, protocol_hash, require_features, scorer
 from dit.throughput import Meter
 from dit.train import Metrics, Program, TrainState, build
 from dit.watchdog import HANG_S, Watchdog
@@ -298,12 +298,14 @@ class _Execution:
     def _judges(self) -> dict[Evaluation, Scorer]:
         """Scorers that need files of the user's, opened before training: what is missing should not be noticed days later.
 
-        So is a precision that the devices lack.
+        So are a precision that the devices lack, and features that nothing here has.
         """
         missing = self.journal.missing_evaluations()
         for evaluation in missing:
             require_precision(evaluation.precision, self.program.devices[0])
         if not self.run.data.is_latent:
+            for evaluation in missing:
+                require_features(evaluation.features)
             return {}
         from dit.run_inputs import open_scorer
 

@@ -119,8 +119,7 @@ class Draws:
             return
         for first in range(start, total, size * processes.count):
             self._go_on()
-            # Past the end it is drawn all the same, and dropped: all take part in the exchange.
-            mine = first + processes.index * size
+            mine = first + processes.index * size  # drawn past the end too, and dropped: all take part in the exchange
             (batch,) = self._sampler.draw(params, evaluation, mine, mine + size)
             round_of = multihost_utils.process_allgather(batch)
             for k in range(min(processes.count, -(-(total - first) // size))):

@@ -64,9 +64,8 @@ def protocol_hash(protocol: dict[str, Any]) -> str:
     return digest(protocol)
 
 
-@functools.cache
-def scorer(features: str) -> Scorer:
-    """The scorer of the small-image features named after a data set; made once per process.
+def require_features(features: str) -> None:
+    """Check that `scorer` has these features.
 
     Raises:
         UserError: for features that no extractor here provides.
@@ -76,6 +75,16 @@ def scorer(features: str) -> Scorer:
             f"features '{features}' cannot be scored here: expected digits or mnist, or inception for runs on latents; "
             "score saved samples of other data with `dit evaluate`"
         )
+
+
+@functools.cache
+def scorer(features: str) -> Scorer:
+    """The scorer of the small-image features named after a data set; made once per process.
+
+    Raises:
+        UserError: as `require_features`.
+    """
+    require_features(features)
     extractor = small_image_extractor(features)
     images, _ = load_images(features)
     pooled = extractor.extract(images).pooled

@@ -1,7 +1,8 @@
 """The paper's design space in full: every block at every size and patch size, on ImageNet at 256 px.
 
 Question: does the order of the four blocks, which the paper measured at XL/2 alone, hold at every size and patch size?
-Command: `dit sweep grid` on the machine that holds the encoded latents; `dit plan grid` tells the bill first.
+Command: `dit sweep grid --data latents-256 --vae sd-vae-ft-mse --reference VIRTUAL_imagenet256_labeled.npz`; `dit plan grid` tells the
+bill first.
 Cost: 48 cells of 400K steps at batch 256; 3.8e11 Gflops of training, one multiply-add a flop.
 Expectation: adaLN-Zero's row is the paper's Table 4; the other blocks are unpublished except at XL/2.
 """

@@ -1,7 +1,8 @@
 """The paper's own fifteen runs on ImageNet at 256 px: twelve adaLN-Zero models, and the other three blocks at XL/2.
 
 Question: do the FIDs of Table 4 and of Fig. 5 come out again?
-Command: `dit sweep paper`; `dit plan paper` tells the bill first; `dit results paper` prints what was published.
+Command: `dit sweep paper --data latents-256 --vae sd-vae-ft-mse --reference VIRTUAL_imagenet256_labeled.npz`; `dit plan paper` tells
+the bill first; `dit results paper` prints what was published.
 Cost: 15 runs of 400K steps at batch 256; 2.1e11 Gflops of training, one multiply-add a flop.
 Expectation: Table 4 within the 1-2 % that retraining with another seed moves FID.
 """

@@ -221,7 +221,7 @@ def prepare() -> Callable[..., str]:
     """What runs a cell, with JAX imported and told to keep what XLA compiles for the next worker."""
     import jax
 
-    from dit.classifier import cache_folder
+    from dit.environment import cache_folder
     from dit.run import execute
 
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))

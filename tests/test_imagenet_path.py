@@ -197,7 +197,7 @@ def test_every_missing_path_is_named_before_anything_compiles(
         state, events = finished(tmp_path, inputs, run, **{missing: str(tmp_path / "nowhere")})
         assert state == "failed" and "nowhere" in events[-1]["reason"]
     assert main(["sweep", str(inputs.study), "--out", str(tmp_path / "out"), "--vae", "x"]) == 2
-    assert "--data and --reference" in capsys.readouterr().err
+    assert "--data, --reference" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -302,6 +302,14 @@ def test_a_scorer_that_fails_is_a_failed_run_that_can_be_taken_up(tmp_path, monk
     assert record_of(tmp_path) == record_of(whole[0])
 
 
+def test_features_that_nothing_has_are_refused_before_training(tmp_path):
+    run = replace(RUN, evaluations=(replace(RUN.evaluations[0], features="dino"),))
+    assert finish(tmp_path, run) == "failed"
+    status = RunStore(tmp_path, run).status()
+    assert status["step"] == 0
+    assert status["reason"].startswith("features 'dino' cannot be scored here: expected digits or mnist")
+
+
 def test_a_mirror_that_fails_is_one_warning_and_changes_nothing(tmp_path, monkeypatch, whole):
     monkeypatch.setitem(sys.modules, "wandb", None)
     events = []

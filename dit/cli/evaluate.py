@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from dit import distributed
-from dit.config import Precision, Sampler
+from dit.config import Precision
 from dit.errors import UserError
 from dit.extractors import NAMES, Extractor, column, make_extractor
 
@@ -34,20 +34,20 @@ if TYPE_CHECKING:
     from dit.reference import Reference
     from dit.weights import Loaded
 
-DRAWN: dict[str, Any] = {
-    "sampler": str,
-    "sampling_steps": int,
-    "cfg_scale": float,
-    "cfg_channels": int,
-    "ema": bool,
-    "decoder": str,
-    "sample_seed": int,
-    "precision": str,
+DRAWN: dict[str, tuple[Any, str]] = {
+    "sampler": (str, "ddpm, ddim, or another program's"),
+    "sampling_steps": (int, "steps of the sampler"),
+    "cfg_scale": (float, "scale of classifier-free guidance; 1 is none"),
+    "cfg_channels": (int, "how many channels guidance moves"),
+    "ema": (bool, "averaged weights, or the last ones"),
+    "decoder": (str, "autoencoder that decoded them, or none"),
+    "sample_seed": (int, "seed of noise and labels"),
+    "precision": (str, "number format of the model's products"),
 }
-"""How samples were drawn: the fields of the protocol that an option may give, and their types."""
+"""How samples were drawn: the fields of the protocol that an option may give, with their types and what they are."""
 FORMAT = "model_precision"
 """Name of `precision` in a row, where `precision` is a score."""
-CHOICES = {"sampler": get_args(Sampler), "precision": get_args(Precision)}
+CHOICES = {"precision": get_args(Precision)}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -80,12 +80,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print the row as JSON")
     add("--vae", type=Path, help="autoencoder for the samples of a checkpoint on latents")
     drawn = parser.add_argument_group("how the samples were drawn, or are to be drawn from a checkpoint")
-    for name, kind in DRAWN.items():
+    for name, (kind, what) in DRAWN.items():
         option = f"--{name.replace('_', '-')}"
         if kind is bool:
-            drawn.add_argument(option, action=argparse.BooleanOptionalAction)
+            drawn.add_argument(option, action=argparse.BooleanOptionalAction, help=what)
         else:
-            drawn.add_argument(option, type=kind, choices=CHOICES.get(name))
+            drawn.add_argument(option, type=kind, choices=CHOICES.get(name), help=what)
     distributed.declare(parser)
 
 

@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", help=f"count for another data set instead: {', '.join(DATASETS)}")
     parser.add_argument("--ladder", default="dit", help=f"size ladder: {', '.join(LADDERS)} (default dit)")
     parser.add_argument("--grid", action="store_true", help="every block, size and the three usual patch sizes")
-    parser.add_argument("--format", choices=FORMATS, default="table")
+    parser.add_argument("--format", choices=FORMATS, default="table", help="(default: table)")
     parser.add_argument("--json", action="store_const", const="json", dest="format", help="same as --format json")
 
 

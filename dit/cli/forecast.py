@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--score", action="store_true", help="compare frozen forecasts with what was measured")
     parser.add_argument("--where", metavar="EXPR", help="use these scores only, like \"protocol == '1a2b3c4d5e6f'\"")
     parser.add_argument("--form", help="a form of `dit fit` instead of the one that forward validation chooses")
-    parser.add_argument("--loss", choices=("huber", "squares"), default="huber")
+    parser.add_argument("--loss", choices=("huber", "squares"), default="huber", help="as in `dit fit`")
     parser.add_argument("--retrospective", action="store_true", help="allow cells that have their score, and say so")
     parser.add_argument("--force", action="store_true", help="print forecasts more than a decade past the data")
     parser.add_argument("--out", type=Path, help="folder of forecasts (default: DIR/forecasts)")

@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mount", default="/study", help="where it is mounted (default: /study)")
     parser.add_argument("--out", type=Path, help="the study's folder on it (default: /study/<study>)")
     parser.add_argument("--slices", type=int, default=1, help="slices or machines that may work at once (default: 1)")
-    parser.add_argument("--namespace", default="default")
+    parser.add_argument("--namespace", default="default", help="Kubernetes namespace (default: default)")
     parser.add_argument("--queue", default="", help="an existing LocalQueue of Kueue's (default: one is written)")
     parser.add_argument("--spot", action="store_true", help="on nodes that may be taken back")
     arguments.declare(parser)
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     """Print the YAML."""
     import sys
 
-    from sweeps.arguments import CADENCE, PATHS, given
+    from sweeps.arguments import CADENCE, HARDWARE, PATHS, given
     from sweeps.engines.needs import slice_of
     from sweeps.manifest import Order, manifest, to_yaml
     from sweeps.study import declared
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
         if len(source.encode()) > MAX_SOURCE:
             raise UserError(f"{args.study} is larger than {MAX_SOURCE} bytes: put it into the image and give its name")
     options: list[str] = []
-    for name in ("wandb", *CADENCE, *PATHS):
+    for name in ("wandb", *CADENCE, *HARDWARE, *PATHS):
         if getattr(args, name) is not None:
             options += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
     order = Order(

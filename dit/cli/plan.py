@@ -25,7 +25,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sort", help="column to sort by")
     parser.add_argument("--descending", action="store_true", help="largest first")
     parser.add_argument("--columns", help="comma-separated columns to show")
-    parser.add_argument("--format", choices=("table", "csv", "json", "markdown", "latex"), default="table")
+    parser.add_argument(
+        "--format", choices=("table", "csv", "json", "markdown", "latex"), default="table", help="(default: table)"
+    )
     parser.add_argument("--json", action="store_true", help="the same as --format json")
     group = parser.add_argument_group("the bill on given hardware")
     group.add_argument(
@@ -81,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     print(tables.render(rows, columns, style), end="")
     bill = total(runs)
     print(
-        f"{bill.cells} cells: {bill.train_gflops:.3e} Gflops of training (Gflops x batch x steps x 3), "
+        f"{bill.cells} cell{'s' * (bill.cells != 1)}: {bill.train_gflops:.3e} Gflops of training (Gflops x batch x steps x 3), "
         f"{bill.sampling_gflops:.3e} Gflops of sampling for their scores",
         file=sys.stderr,
     )

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from analysis.frames import Frame
     from analysis.results import StudyResults
 
-_HIDDEN = ("run", "recipe", "study", "image_size", "tokens", "images_seen", "batch_size", "sampling_gflops", "source")
+_HIDDEN = ("run", "recipe", "study", "tokens", "images_seen", "sampling_gflops", "source")
 """Columns that a table for reading leaves out unless asked."""
+_HIDDEN_WHERE_EQUAL = ("image_size", "batch_size")
+"""And these, where all rows have the same."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
     elif not args.columns and style not in ("csv", "json", PARQUET):
         present = (study.table if table.empty else table).notna().any().reindex(table.columns, fill_value=True)
         hidden = _HIDDEN if present["block"] else _HIDDEN[2:]  # where no cell says which row it is, the name does
-        columns = [name for name in columns if name not in hidden and present[name]]
+        equal = [name for name in _HIDDEN_WHERE_EQUAL if table[name].nunique() < 2]
+        columns = [name for name in columns if name not in (*hidden, *equal) and present[name]]
     deliver(table.to_dict("records"), columns, style, args.out)
     _remark(study, table, args)
     return 0

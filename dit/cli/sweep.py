@@ -96,5 +96,5 @@ def _require_paths(runs: Any, folder: Path, arguments: Any) -> None:
     missing = [f"--{name}" for name in needed if not getattr(arguments, name)]
     if missing:
         raise UserError(
-            f"the study trains on latents of your own images: give {' and '.join(missing)} (see docs/imagenet.md)"
+            f"the study trains on latents of your own images: give {', '.join(missing)} (see docs/imagenet.md)"
         )
