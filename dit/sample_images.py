@@ -89,8 +89,6 @@ def check(run: SampleRun, loaded: Loaded, has_decoder: bool) -> None:
             raise UserError(f"--{name.replace('_', '-')} {getattr(run, name)}: expected a positive whole number")
     if not 0 <= run.process_index < run.process_count:
         raise UserError(f"--process-index {run.process_index} is not in 0..{run.process_count - 1} (--process-count)")
-    if not 0 <= run.drawn.sample_seed < 2**32:
-        raise UserError(f"--seed {run.drawn.sample_seed}: expected 0 to {2**32 - 1}")
     require_precision(run.drawn.precision, jax.local_devices()[0])
     respaced_timesteps(loaded.diffusion.timesteps, run.drawn.sampling_steps, run.drawn.sampler)
     wrong = next((label for label in run.labels or () if not 0 <= label < model.num_classes), None)

@@ -162,6 +162,8 @@ def _drawn(args: argparse.Namespace) -> Any:
 
     if args.cfg_channels != "all" and not (args.cfg_channels.isdigit() and int(args.cfg_channels)):
         raise UserError(f"--cfg-channels {args.cfg_channels}: expected 3, all, or another number of channels")
+    if not 0 <= args.seed < 2**32:
+        raise UserError(f"--seed {args.seed}: expected 0 to {2**32 - 1}")
     channels = None if args.cfg_channels == "all" else int(args.cfg_channels)
     return Evaluation(
         step=1,
