@@ -109,7 +109,9 @@ def wait_for(condition, seconds=600.0):
 def holdings(folder):
     """Everything that a study's results are made of: the table, each run's rows without their speed, and where runs ended."""
     table = results(folder).drop(columns=["source", "study"], errors="ignore")
-    return table.astype(object).where(table.notna(), None).to_dict("records"), *rows_and_ends(folder)  # NaN equals nothing
+    return table.astype(object).where(table.notna(), None).to_dict("records"), *rows_and_ends(
+        folder
+    )  # NaN equals nothing
 
 
 def rows_and_ends(folder):
