@@ -302,6 +302,7 @@ def encode_otherwise(path: Path) -> None:
         shutil.copy(path.parents[1] / "otherwise" / name, path.parent)
 
 
+@pytest.mark.long
 def test_a_corrupted_shard_fails_its_cell_alone_and_costs_nothing_once_it_is_mended(
     inputs: Inputs, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
