@@ -93,11 +93,13 @@ def test_workers_killed_between_any_two_files_cost_nothing(nursery, whole, tmp_p
     for point in POINTS:
         code = nursery.wait(nursery.start(folder, crash=point))
         assert code == -signal.SIGKILL, (point, code, nursery.log.read_text())
-        assert bool(list(folder.rglob("drawn/*.part"))) == (point == "drawn:after:2"), point
+        if point == "drawn:after:2":  # what is known of two batches is there until the score is
+            assert list(folder.rglob("drawn/*.part"))
         for run in runs:
             Ledger(folder).retry(run)  # three deaths in a row without a checkpoint are a failure: a person says go on
     resume(nursery, folder)
     assert holdings(folder) == of(whole, runs)
+    assert not list(folder.rglob("drawn/*.part"))
     assert sum(not one.ended for run in runs for one in attempts_of(folder, run)) == len(POINTS)
 
 
