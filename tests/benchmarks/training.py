@@ -296,7 +296,8 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="two blocks, batch 2, four sampling steps, one round")
     args = parser.parse_args()
     if "GLIBC_TUNABLES" not in os.environ:
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "GLIBC_TUNABLES": MALLOC})
+        environment = {"JAX_PLATFORMS": "cpu", **os.environ, "GLIBC_TUNABLES": MALLOC}
+        os.execve(sys.executable, [sys.executable, *sys.argv], environment)
     extent = Extent(args.rounds, torch_compile=not args.no_torch_compile)
     if args.smoke:
         extent = replace(extent, rounds=1, batch=2, depth=2, sampling_steps=4)
