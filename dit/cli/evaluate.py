@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from dit.errors import UserError
-from dit.extractors import NAMES, Extractor, column, make_extractor
+from dit.extractors import NAMES, Extractor, NetworkExtractor, column, make_extractor
+from dit.metrics.bootstrap import LEAST_RESAMPLES
 
 DRAWN: dict[str, tuple[Any, str]] = {
     "sampler": (str, "ddpm, ddim, or another program's"),
@@ -84,9 +85,8 @@ def run(args: argparse.Namespace) -> None:
     from dit.scores import DEFAULT, NEED_SAMPLES, score
     from dit.store import write_json
 
-    path = Path(args.samples)
-    if args.batch_size < 1:
-        raise UserError(f"--batch-size {args.batch_size}: expected at least 1")
+    path = Path(args.samples) if Path(args.samples).name else Path(args.samples).resolve()
+    _check(args)
     extractor = make_extractor(args.extractor, args.weights, args.batch_size)
     if _is_checkpoint(path):
         path = _draw(args, path)
@@ -96,6 +96,8 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(
             f"{count} sample(s) of the {len(images)} in {path}: expected at least 2 and no more than there are"
         )
+    if isinstance(extractor, NetworkExtractor):
+        extractor.check(next(images.batches(1, 0, 1)))  # before the reference, which may take hours
     if extractor.metric_suffix.startswith("random"):
         print("random weights: these numbers demonstrate the program, they score nothing", file=sys.stderr)
 
@@ -122,6 +124,18 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps([row], indent=1))
     else:
         print(_table(extractor, scores, row))
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse at once what would be refused after the work."""
+    if args.batch_size < 1:
+        raise UserError(f"--batch-size {args.batch_size}: expected at least 1")
+    if args.bootstrap and args.bootstrap < LEAST_RESAMPLES:
+        raise UserError(
+            f"--bootstrap {args.bootstrap}: expected 0, or at least {LEAST_RESAMPLES} resamples, better 200"
+        )
+    if args.out is not None and args.out.is_dir():
+        raise UserError(f"--out {args.out} is a folder: expected a file for the row")
 
 
 def _partial(beside: Path) -> Path:
