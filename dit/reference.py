@@ -35,6 +35,8 @@ from dit.metrics.precision_recall import REFERENCES
 ANY_WEIGHTS = "published"
 """Stands for the hash of weights in files made elsewhere, which do not record one."""
 
+_MADE_BY = {"extractor", "extractor_sha256", "resize", "num_images", "source", "source_sha256"}
+
 
 @dataclass(frozen=True, eq=False)
 class Reference:
@@ -132,7 +134,7 @@ def load(
         with _arrays(path) as arrays:
             names = arrays.files
             if "made_by" in names:
-                reference = _from_arrays(arrays, path, json.loads(str(arrays["made_by"])))
+                reference = _from_arrays(arrays, path, _made_by(arrays, path))
                 _refuse_other(reference, extractor, path)
                 return reference
             if "mu" in names and "arr_0" not in names and "mu_s" not in names:
@@ -146,6 +148,21 @@ def load(
     if say:
         say(f"making statistics of {len(images):,} images of {images.source}; `dit reference` keeps them")
     return make(extractor, images, batch_size, partial, report)
+
+
+def _made_by(arrays: Any, path: Path) -> dict[str, Any]:
+    """The protocol that a file of ours records."""
+    try:
+        protocol = json.loads(str(arrays["made_by"]))
+    except ValueError as error:
+        raise UserError(
+            f"{path}: its 'made_by' is not JSON ({error}): make the file again with `dit reference`"
+        ) from error
+    if not isinstance(protocol, dict) or not protocol.keys() >= _MADE_BY:
+        raise UserError(
+            f"{path}: its 'made_by' lacks some of {', '.join(sorted(_MADE_BY))}: make the file again with `dit reference`"
+        )
+    return protocol
 
 
 def _from_adm(arrays: Any, path: Path, extractor: Extractor, batch_size: int, report: Report | None) -> Reference:
@@ -177,6 +194,9 @@ def _from_arrays(arrays: Any, path: Path, protocol: dict[str, Any]) -> Reference
         raise UserError(
             f"{path} lacks '{missing[0]}': expected statistics mu and sigma, make the file again with `dit reference`"
         )
+    for name in ("mu", "sigma", "mu_s", "sigma_s"):
+        if name in arrays.files and arrays[name].dtype.kind not in "fiu":
+            raise UserError(f"{path}: '{name}' holds {arrays[name].dtype}, expected numbers: make the file again")
     count = protocol["num_images"]
     pooled = Gaussian(arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64), count)
     spatial = None

@@ -152,3 +152,18 @@ def test_sources_that_hold_no_images(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             reference.load(str(tmp_path / name), tiny_extractor(), 16)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"mu": np.zeros(4), "sigma": np.eye(4), "made_by": "{"}, "'made_by' is not JSON"),
+        ({"mu": np.zeros(4), "sigma": np.eye(4), "made_by": "5"}, "'made_by' lacks some of extractor"),
+        ({"mu": np.zeros(4), "sigma": np.eye(4), "made_by": '{"extractor": "x"}'}, "'made_by' lacks some of extractor"),
+        ({"mu": np.array(["a"]), "sigma": np.eye(1), "mu_s": np.zeros(1), "sigma_s": np.eye(1)}, "'mu' holds <U1"),
+    ],
+)
+def test_statistics_of_another_making_are_refused(tmp_path: Path, arrays: dict, message: str) -> None:
+    np.savez(tmp_path / "odd.npz", **arrays)
+    with pytest.raises(UserError, match=message):
+        reference.load(str(tmp_path / "odd.npz"), tiny_extractor(), 16)

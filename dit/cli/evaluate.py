@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from dit import distributed
 from dit.config import Precision
 from dit.errors import UserError
-from dit.extractors import NAMES, Extractor, column, make_extractor
+from dit.extractors import NAMES, Extractor, NetworkExtractor, column, make_extractor
+from dit.metrics.bootstrap import LEAST_RESAMPLES
 
 if TYPE_CHECKING:
     from dit.image_sets import ImageSet
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
     processes = Processes(SHARES_S)
     say = _say if processes.leads else _quiet
     extractor, checkpoint = processes.together("ready", lambda: _ready(args))
-    path = Path(args.samples)
+    path = Path(args.samples) if Path(args.samples).name else Path(args.samples).resolve()
     if checkpoint is not None:
         path = processes.together("samples drawn", lambda: _draw(args, checkpoint, processes))
         say(f"samples are in {path}")
@@ -139,8 +140,7 @@ def _ready(args: argparse.Namespace) -> tuple[Extractor, Loaded | None]:
     """The extractor, and the checkpoint if one is to be drawn from."""
     from dit.weights import open_checkpoint
 
-    if args.batch_size < 1:
-        raise UserError(f"--batch-size {args.batch_size}: expected at least 1")
+    _check(args)
     extractor = make_extractor(args.extractor, args.weights, args.batch_size)
     if not _is_checkpoint(Path(args.samples)):
         return extractor, None
@@ -167,7 +167,21 @@ def _images(args: argparse.Namespace, path: Path, extractor: Extractor) -> tuple
         if given is not None and said is not None and given != said:
             option = f"--{name.replace('_', '-')}"
             raise UserError(f"{path} says that its {name} is {said}, {option} says {given}: leave the option out")
+    if isinstance(extractor, NetworkExtractor):
+        extractor.check(next(images.batches(1, 0, 1)))  # before the reference, which may take hours
     return images, count
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse at once what would be refused after the work."""
+    if args.batch_size < 1:
+        raise UserError(f"--batch-size {args.batch_size}: expected at least 1")
+    if args.bootstrap and args.bootstrap < LEAST_RESAMPLES:
+        raise UserError(
+            f"--bootstrap {args.bootstrap}: expected 0, or at least {LEAST_RESAMPLES} resamples, better 200"
+        )
+    if args.out is not None and args.out.is_dir():
+        raise UserError(f"--out {args.out} is a folder: expected a file for the row")
 
 
 def _partial(beside: Path) -> Path:

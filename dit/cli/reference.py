@@ -58,6 +58,8 @@ def run(args: argparse.Namespace) -> None:
 
     if args.out.suffix != ".npz":
         raise UserError(f"--out {args.out}: expected a name ending in .npz")
+    if args.batch_size < 1:
+        raise UserError(f"--batch-size {args.batch_size}: expected at least 1")
     partial = args.out.with_name(f"{args.out.name}.partial")
     if args.made_with_resize is not None:
         if args.vae is not None:

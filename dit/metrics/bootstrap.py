@@ -14,6 +14,8 @@ from jaxtyping import Int
 from dit.errors import UserError
 
 LEVEL = 0.95
+LEAST_RESAMPLES = 20
+"""Fewer have no tails."""
 
 
 def interval(
@@ -29,8 +31,8 @@ def interval(
     Raises:
         UserError: for fewer than 20 resamples, which have no tails.
     """
-    if resamples < 20:
-        raise UserError(f"{resamples} bootstrap resamples: expected at least 20, better 200")
+    if resamples < LEAST_RESAMPLES:
+        raise UserError(f"{resamples} bootstrap resamples: expected at least {LEAST_RESAMPLES}, better 200")
     generator = np.random.default_rng(seed)
     values = [statistic(generator.integers(0, count, count)) for _ in range(resamples)]
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
