@@ -5,13 +5,11 @@ import errno
 import functools
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import jax
@@ -19,10 +17,9 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from dit import checkpoint, journal, lease, manifest, train
+from dit import checkpoint, journal, lease, manifest
 from dit import run as product
 from dit.checkpoint import Checkpoints, CheckpointWriter, flatten
-from dit.compute import require_precision
 from dit.config import DATASETS, Evaluation, OptimConfig, RunArguments, RunConfig, model_config, to_json
 from dit.rows import columns
 from dit.run import execute
@@ -380,38 +377,6 @@ def test_a_checkpoint_of_another_cell_is_refused_before_anything_is_compiled(tmp
     reason = RunStore(tmp_path, other).status()["reason"]
     assert reason == f"{place}/00000012 belongs to run {RUN.hash}, expected {other.hash}: move it away"
     assert sorted(os.listdir(place)) == ["00000012", "00000030"]
-
-
-@pytest.mark.parametrize(
-    ("change", "arguments", "reason"),
-    [
-        ({}, {"accumulate": 3}, "batch_size 8 .* in 3 accumulated parts: expected a multiple of 3"),
-        ({}, {"mesh": "data=4,fsdp=2"}, "a mesh of data=4,fsdp=2,tensor=1 needs 8 devices, there are 1"),
-        ({"precision": "bfloat16"}, {}, r"bfloat16 on Tesla V100, which has none \(compute capability 7.0"),
-        ({"evaluations": (replace(SCORES[0], precision="bfloat16"),)}, {}, "bfloat16 on Tesla V100, which has none"),
-        ({}, {}, "cannot write checkpoints in .*/checkpoints .*: make it a folder that can be written"),
-    ],
-)
-def test_what_cannot_be_trained_is_one_line_before_anything_is_compiled(
-    tmp_path, monkeypatch, change, arguments, reason
-):
-    run, compiled = replace(RUN, **change), Mock()
-    monkeypatch.setattr(product, "build", train.build)
-    volta = SimpleNamespace(platform="gpu", device_kind="Tesla V100", compute_capability="7.0")
-    for module in (product, train):
-        monkeypatch.setattr(module, "require_precision", lambda precision, _: require_precision(precision, volta))
-    if "checkpoints" in reason:
-        place = RunStore(tmp_path, run).path
-        place.mkdir(parents=True)
-        (place / "checkpoints").write_text("a file where the folder should be")
-    jax.monitoring.register_event_duration_secs_listener(compiled)
-    try:
-        assert finish(tmp_path, run, arguments=replace(ARGUMENTS, **arguments)) == "failed"
-    finally:
-        jax.monitoring.unregister_event_duration_listener(compiled)
-    found = RunStore(tmp_path, run).status()["reason"]
-    assert re.search(reason, found) and "\n" not in found
-    assert not [call for call in compiled.call_args_list if "backend_compile" in call.args[0]]
 
 
 def test_an_average_whose_attempt_died_before_it_was_whole_is_saved_again(tmp_path, monkeypatch, whole):
