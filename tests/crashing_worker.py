@@ -205,7 +205,8 @@ def _evaluate(record, study, run, step, state):
     for evaluation in record.missing_evaluations():
         if evaluation.step == step:
             row = score_row(run, study, evaluation, 100 * _number(state), "p" * 12)
-            value = {"schema_version": 1, "row": row, "protocol": {}, "floor": 1.0}
+            protocol = {"features": evaluation.features, "num_samples": evaluation.num_samples}
+            value = {"schema_version": 1, "row": row, "protocol": protocol, "floor": 1.0}
             write_json(record.evaluation_path(evaluation), value, record.fence)
 
 

@@ -256,6 +256,7 @@ def test_the_status_as_json_has_the_documented_columns(under_way, capsys):
     assert rows[2]["train_gflops"] == pytest.approx(3 * 1600 * rows[2]["gflops"], rel=1e-12)
     assert rows[1]["reason"] == "the loss is gone"
     more = {"loss", "steps", "images_per_s", "left_s", "attempts", "worker", "engine", "silent_s", "stale", "time"}
+    more |= {"goodput", "productive_s", "wall_s"}
     assert set(rows[0]) - set(columns(["fd_digits"])) == more
     scores = [value["row"]["fd_digits"] for value in RunStore(Path("out"), under_way[0]).evaluations()]
     assert rows[0]["fd_digits"] == min(scores)
