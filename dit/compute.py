@@ -14,14 +14,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
-from dit.config import ModelConfig, Precision
+from dit.config import Precision
 from dit.errors import UserError
-from dit.flops import gflops
 
 Attend = Literal["plain", "heads_first", "xla", "cudnn"]
 BATCH_AXES = ("data", "fsdp")
-UNROLL_FROM = 5.0
-"""Gflops of a batch's forward pass from which a CPU runs its blocks unrolled: steps of a quarter of a second and more."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +29,14 @@ class Compute:
         remat: what the backward pass recomputes: nothing, all but the products with weights ("dots"), or whole blocks.
         attention: XLA's own lowering, cuDNN's fused kernel, heads moved beside the batch first (for CPUs), or the definition written out,
             which the others are checked against.
-        unroll: blocks in one iteration of the depth scan; changes speed and compile time alone. `None` is 1, or what `best_unroll` says
-            where a model is applied.
+        unroll: blocks in one iteration of the depth scan; changes speed and compile time alone.
         mesh: with axes data, fsdp and tensor; `None` is one device.
     """
 
     precision: Precision = "float32"
     remat: Literal["none", "dots", "full"] = "none"
     attention: Attend = "xla"
-    unroll: int | None = None
+    unroll: int = 1
     mesh: Mesh | None = None
 
     @property
@@ -100,14 +96,6 @@ def best_attention(device: Any, precision: Precision, head_dim: int) -> Attend:
         return "heads_first"
     half = precision == "bfloat16" and head_dim % 8 == 0 and head_dim <= 128
     return "cudnn" if half and device.platform == "gpu" and (_capability(device) or 0.0) >= 8.0 else "xla"
-
-
-def best_unroll(platform: str, model: ModelConfig, batch_size: int) -> int:
-    """Blocks in one iteration of the depth scan: all on a CPU whose steps are long enough to pay for compiling them, else one.
-
-    There a scan copies what each block keeps for the backward pass into one array over depth, a quarter of a step of S/2.
-    """
-    return model.depth if platform == "cpu" and gflops(model) * batch_size >= UNROLL_FROM else 1
 
 
 def require_precision(precision: Precision, device: Any) -> None:

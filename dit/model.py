@@ -1,13 +1,12 @@
 """The diffusion transformer (Sec. 3.2 of the paper): patchify, blocks scanned over depth, decode.
 
 Images are NHWC. Parameters of all blocks are stacked on a leading depth axis and the blocks run in one `lax.scan`, so that 28 layers
-compile about as fast as 12; a CPU with long steps unrolls them.
+compile about as fast as 12.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable
 from typing import Any, assert_never
 
@@ -17,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree
 
 from dit.blocks import make_block, make_final_layer
-from dit.compute import Compute, best_unroll, cast_params
+from dit.compute import Compute, cast_params
 from dit.config import ModelConfig
 from dit.layers import ONE_DEVICE, LabelEmbedding, TimestepEmbedding, dense, linear, position_embedding
 
@@ -100,7 +99,7 @@ class DiT(nnx.Module):
         def body(x, params):
             return compute.split(nnx.merge(graph, params)(x, condition)), None
 
-        return jax.lax.scan(_recomputed(body, compute), compute.split(tokens), stacked, unroll=compute.unroll or 1)[0]
+        return jax.lax.scan(_recomputed(body, compute), compute.split(tokens), stacked, unroll=compute.unroll)[0]
 
 
 def _recomputed(body: Callable, compute: Compute) -> Callable:
@@ -129,9 +128,6 @@ def applied(config: ModelConfig, compute: Compute, platform: str) -> Callable[[P
 
     def model(params: PyTree, x: Array, t: Array, y: Array) -> Array:
         with jax.default_matmul_precision(exact) if exact else contextlib.nullcontext():
-            network = nnx.merge(graph, cast_params(params, compute.dtype))
-            unroll = compute.unroll or best_unroll(platform, config, len(x))
-            network.compute = dataclasses.replace(compute, unroll=unroll)
-            return network(x, t, y)
+            return nnx.merge(graph, cast_params(params, compute.dtype))(x, t, y)
 
     return model

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from dit import memory
-from dit.compute import Compute, attend, best_attention, best_unroll, cast_params, require_precision
+from dit.compute import Compute, attend, best_attention, cast_params, require_precision
 from dit.config import BLOCKS, DATASETS, ModelConfig, OptimConfig, RunArguments, RunConfig, model_config
 from dit.data import ImageDataset, load_images
 from dit.errors import UserError
@@ -229,22 +229,3 @@ def test_bfloat16_is_refused_where_the_hardware_has_none():
     for device in (Chip(capability="8.0"), Chip("tpu"), Chip("cpu"), Chip(capability="gfx90a")):
         require_precision("bfloat16", device)
     require_precision("float32", Chip(capability="7.5"))
-
-
-def test_long_steps_on_a_cpu_run_their_blocks_unrolled_and_give_the_same(monkeypatch):
-    small, large = MODEL, XL.model
-    assert [best_unroll("cpu", small, 8), best_unroll("tpu", large, 256), best_unroll("gpu", large, 256)] == [1, 1, 1]
-    assert best_unroll("cpu", large, 1) == 28
-    params = nnx.split(DiT(MODEL, rngs=nnx.Rngs(0)))[1]
-    params = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape) * 0.1, params)
-    inputs = (params, jnp.ones((2, 8, 8, 1)), jnp.ones(2), jnp.ones(2, jnp.int32))
-
-    def loops(function):
-        return jax.jit(lambda *given: function(*given)).lower(*inputs).as_text().count("stablehlo.while")
-
-    scanned = applied(MODEL, Compute(), "cpu")
-    expected, before = scanned(*inputs), loops(scanned)
-    monkeypatch.setattr("dit.compute.UNROLL_FROM", 0.0)
-    unrolled = applied(MODEL, Compute(), "cpu")
-    assert (before, loops(unrolled)) == (1, 0)
-    np.testing.assert_allclose(unrolled(*inputs), expected, rtol=1e-5, atol=1e-6)
