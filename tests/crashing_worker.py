@@ -108,6 +108,7 @@ def log_steps(place):
     import jax
 
     import dit.run
+    from dit.train import Advance
 
     build, train, link = dit.run.build, dit.run.train, os.link
     log = open(place, "a", buffering=1)  # noqa: SIM115  # to this process's end
@@ -122,20 +123,20 @@ def log_steps(place):
             began, ended = began if is_first else ended, time.monotonic()
             log.write(json.dumps([step, began, ended]) + "\n")
 
-    def logged(function, length):
+    def logged(advance, length):
         compiled = []
 
-        def call(state, *batch):
+        def call(leaves, *batch):
             if not compiled:
-                compiled.append(function.lower(state, *batch).compile())
+                compiled.append(advance.flat.lower(leaves, *batch).compile())
             began = time.monotonic()
-            state, metrics = compiled[0](state, *batch)
+            leaves, metrics = compiled[0](leaves, *batch)
             is_first = loops[-1][1]
             loops[-1] = (loops[-1][0] + (length or len(batch[0])), False)
             flying.put((loops[-1][0], began, is_first, metrics))
-            return state, metrics
+            return leaves, metrics
 
-        return call
+        return Advance(call)
 
     def build_logged(*arguments):
         program = build(*arguments)

@@ -48,15 +48,23 @@ class Extent:
 
 
 def interleaved(
-    contestants: dict[str, Callable[[], Any]], rounds: int, warm: dict[str, Callable[[], Any]] | None = None
+    contestants: dict[str, Callable[[], Any]],
+    rounds: int,
+    warm: dict[str, Callable[[], Any]] | None = None,
+    before: int = 0,
 ) -> dict[str, list[float]]:
-    """Seconds of each contestant in each round, after one unmeasured call of each (or of what warms it up)."""
+    """Seconds of each contestant in each round, after one unmeasured call of each (or of what warms it up).
+
+    Each turn begins with `before` unmeasured calls: a system may take back memory that lies idle while the others have their turn.
+    """
     for contestant in (warm or contestants).values():
         contestant()
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds):
         order = list(contestants) if number % 2 == 0 else list(contestants)[::-1]
         for name in order:
+            for _ in range(before):
+                contestants[name]()
             start = time.perf_counter()
             contestants[name]()
             times[name].append(time.perf_counter() - start)
@@ -128,7 +136,7 @@ def train(extent: Extent, cells: list[str]) -> None:
         }
         if extent.torch_compile:
             contestants["torch.compile"] = torch_step(*shape, True, extent.depth)
-        show(f"train {name} B{shape[1]}", interleaved(contestants, extent.rounds or rounds), "PyTorch eager")
+        show(f"train {name} B{shape[1]}", interleaved(contestants, extent.rounds or rounds, before=1), "PyTorch eager")
 
 
 def sample(extent: Extent) -> None:
