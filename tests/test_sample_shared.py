@@ -97,7 +97,7 @@ def test_two_processes_sample_and_evaluate_as_one_does(
     assert (code, other, nothing) == (0, 0, "")
     (row,) = json.loads(out)
     for name in ("fd_digits", "inception_score_digits"):
-        assert row.pop(name) == pytest.approx(lone.pop(name), rel=1e-5)
+        assert row.pop(name) == pytest.approx(lone.pop(name), rel=1e-4)
     assert {**row, "spreads": None} == {**lone, "spreads": None}
     (npz,) = (tmp_path / "two").glob("*.npz")
     assert npz.read_bytes() == (tmp_path / npz.name).read_bytes()
