@@ -48,9 +48,9 @@ $(VENV)/installed-long: $(VENV)/installed-test
 	$(INSTALL) -e ".[test,sql,ray,tpu-plan]"
 	touch $@
 
-# The type checker reads the packages that the code names, so the optional engine is installed for it.
+# The type checker reads the packages that the code names, so the optional ones are installed for it.
 $(VENV)/installed-lint: $(VENV)/installed
-	$(INSTALL) -e ".[lint,ray]"
+	$(INSTALL) -e ".[lint,sql,ray]"
 	touch $@
 
 clean:
