@@ -41,11 +41,11 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(INSTALL) -e ".[test,sql]"
+	$(INSTALL) -e ".[test,sql,gcs]"
 	touch $@
 
 $(VENV)/installed-long: $(VENV)/installed-test
-	$(INSTALL) -e ".[test,sql,ray,tpu-plan]"
+	$(INSTALL) -e ".[test,sql,gcs,ray,tpu-plan]"
 	touch $@
 
 # The type checker reads the packages that the code names, so the optional ones are installed for it.

@@ -64,6 +64,10 @@ class Advance:
         leaves, metrics = self.flat(leaves, images, labels)
         return jax.tree.unflatten(structure, leaves), metrics
 
+    def compile(self, leaves: list[Any], images: Any, labels: Any) -> None:
+        """Have `flat` traced and compiled for arguments of these shapes; nothing is done where it has been."""
+        self.flat.lower(leaves, images, labels).compile()  # type: ignore[attr-defined]
+
     def lower(self, state: TrainState, images: Any, labels: Any) -> jax.stages.Lowered:
         """Traced and lowered for arguments of these shapes."""
         return self.flat.lower(jax.tree.leaves(state), images, labels)  # type: ignore[attr-defined]
