@@ -27,6 +27,7 @@ from dit.diffusion import Images, linear_schedule, tables, training_losses
 from dit.memory import choose_remat
 from dit.model import DiT, applied
 from dit.optim import adamw, gradient_level, moving_average
+from dit.topology import require_batch
 
 
 class TrainState(NamedTuple):
@@ -168,7 +169,7 @@ def build(run: RunConfig, mesh: Mesh | None = None, arguments: RunArguments | No
     arguments = arguments or RunArguments()
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     require_precision(run.precision, device)
-    meshes.require_batch(run.batch_size, meshes.mesh_shape(mesh), arguments.accumulate)
+    require_batch(run.batch_size, meshes.mesh_shape(mesh), arguments.accumulate)
     attention = best_attention(device, run.precision, run.model.hidden_size // run.model.num_heads)
     compute = Compute(run.precision, attention=attention, mesh=mesh)
     compute = dataclasses.replace(compute, remat=choose_remat(run, compute, arguments, device))
