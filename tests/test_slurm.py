@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cluster_study import by_the_local_engine, command, environment, records, table, wait_for
+from cluster_study import by_the_local_engine, command, environment, records, running, story, table, wait_for
 from pandas.testing import assert_frame_equal
 from slurm_cluster import missing, slurm
 
@@ -296,8 +296,13 @@ def test_a_sweep_on_slurm_survives_a_cancelled_job(tmp_path):
     out = tmp_path / "out"
     options = ["--engine", "slurm", "--poll-every", "1", "--python", sys.executable]
     with slurm(**environment()) as settings, open(tmp_path / "said", "wb") as said:
-        with subprocess.Popen(command(study, out, *options), env=settings, stderr=said) as sweep:
-            wait_for(lambda: out.exists() and any(100 <= r.status()["step"] < 300 for r in records(out)))
+        with running(command(study, out, *options), env=settings, stderr=said) as sweep:
+            wait_for(
+                lambda: out.exists() and any(100 <= r.status()["step"] < 300 for r in records(out)),
+                240,
+                sweep,
+                lambda: (tmp_path / "said").read_text() + story(out),
+            )
             victim = next(r for r in records(out) if 100 <= r.status()["step"] < 300)
             number = read_json(out / "queues" / "slurm.json")["cells"][victim.run.run]
             subprocess.run(["scancel", number], env=settings, check=True)
