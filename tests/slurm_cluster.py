@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import importlib.util
 import os
 import shutil
 import socket
@@ -44,7 +45,9 @@ PartitionName=all Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP
 
 
 def missing() -> str:
-    """What keeps Slurm from being started here; empty if nothing does."""
+    """What keeps Slurm, or a sweep on it, from being started here; empty if nothing does."""
+    if importlib.util.find_spec("submitit") is None:
+        return 'submitit is not installed: pip install "dit-scaling[slurm]"'
     lacking = [name for name in DAEMONS if shutil.which(name, path=search_path()) is None]
     return f"{', '.join(lacking)} not installed: apt-get install --no-install-recommends slurm-wlm munge" * bool(
         lacking
