@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from analysis.results import results
 from dit.store import RunStore, load_study
 
@@ -51,6 +53,15 @@ def by_the_local_engine(folder: Path, cells: int = 3, steps: int = 400) -> tuple
 def table(out: Path):
     """The results of a sweep, without what tells of the machine and not of the run."""
     return results(out).sort_values(["run", "step"]).reset_index(drop=True)
+
+
+def assert_is_near(out, local, record):
+    """The cell's rows are the local engine's up to what two devices' sums round differently, and none is there twice."""
+    near, exact = table(out), table(local)
+    near, exact = (rows[rows["run"] == record.run.run].reset_index(drop=True) for rows in (near, exact))
+    assert len(near) == len(record.run.evaluations)
+    np.testing.assert_allclose(near["fd_digits"], exact["fd_digits"], rtol=2e-3)
+    assert [row["step"] for row in record.metrics()] == list(range(50, record.run.steps + 1, 50))
 
 
 def records(out: Path) -> list[RunStore]:

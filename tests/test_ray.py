@@ -8,9 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from cluster_study import by_the_local_engine, command, environment, records, running, story, table, wait_for
+from cluster_study import (
+    assert_is_near,
+    by_the_local_engine,
+    command,
+    environment,
+    records,
+    running,
+    story,
+    table,
+    wait_for,
+)
 from pandas.testing import assert_frame_equal
 from ray_cluster import head, missing, pod, start_head
 
@@ -158,15 +167,6 @@ def places(cluster):
             variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
             found += [one.partition("=")[2] for one in variables if one.startswith("TPU_NAME=")]
     return found
-
-
-def assert_is_near(out, local, record):
-    """The cell's rows are the local engine's up to what two devices' sums round differently, and none is there twice."""
-    near, exact = table(out), table(local)
-    near, exact = (rows[rows["run"] == record.run.run].reset_index(drop=True) for rows in (near, exact))
-    assert len(near) == len(record.run.evaluations)
-    np.testing.assert_allclose(near["fd_digits"], exact["fd_digits"], rtol=2e-3)
-    assert [row["step"] for row in record.metrics()] == list(range(50, record.run.steps + 1, 50))
 
 
 @pytest.mark.long

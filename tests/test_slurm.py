@@ -10,7 +10,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from cluster_study import by_the_local_engine, command, environment, records, running, story, table, wait_for
+from cluster_study import (
+    assert_is_near,
+    by_the_local_engine,
+    command,
+    environment,
+    records,
+    running,
+    story,
+    table,
+    wait_for,
+)
 from pandas.testing import assert_frame_equal
 from slurm_cluster import missing, slurm
 
@@ -314,3 +324,34 @@ def test_a_sweep_on_slurm_survives_a_cancelled_job(tmp_path):
     assert len(list((out / "logs").glob(f"slurm-{victim.run.run}-*.log"))) == 2
     assert victim.status()["attempt"] == 2
     assert_frame_equal(table(out), table(local), check_exact=True)
+
+
+@pytest.mark.long
+@needs_slurm
+def test_a_job_on_two_nodes_that_is_told_to_stop_saves_and_goes_on_by_itself(tmp_path):
+    """As before its time is up: SIGTERM to both processes, exit code 75, and the same job comes again with nobody on the login node."""
+    study, local = by_the_local_engine(tmp_path, cells=1, steps=800)
+    out = tmp_path / "out"
+    options = ["--engine", "slurm", "--nodes", "2", "--detach", "--python", sys.executable]
+    with slurm(**environment()) as settings:
+
+        def ask(*line):
+            return subprocess.run(line, env=settings, capture_output=True, text=True, check=True, timeout=60).stdout
+
+        def about():
+            return ask("scontrol", "show", "jobs") + story(out)
+
+        ask(*command(study, out, *options))
+        (record,) = records(out)
+        wait_for(lambda: record.status()["step"] >= 100, 240, about=about)
+        number = read_json(out / "queues" / "slurm.json")["cells"][record.run.run]
+        ask("scancel", "--signal=TERM", number)
+        wait_for(lambda: record.status()["state"] == "retryable", 120, about=about)
+        assert record.status()["step"] < 800
+        wait_for(record.is_done, 400, about=about)
+        wait_for(lambda: ask("squeue", "--noheader") == "", 60, about=about)
+        assert " Restarts=1 " in ask("scontrol", "show", "job", "--oneliner", number)
+    assert record.status()["attempt"] == 2
+    assert [path.name for path in (out / "logs").iterdir()] == [f"slurm-{record.run.run}-{number}.log"]
+    assert [read_json(path)["processes"] for path in record.path.glob("environment-*.json")] == [2, 2]
+    assert_is_near(out, local, record)
