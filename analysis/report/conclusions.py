@@ -88,14 +88,8 @@ def _words(found: Conclusions) -> tuple[str, ...]:
         words.append(f"The chosen law is {law.equation} with {_values(law)}{said}.")
     if not isinstance(found.blocks, Refusal):
         words += [_multiplier_words(found.blocks)]
-    if not isinstance(found.sampling, Refusal):
-        pairs = found.sampling.buy_back
-        possible = sum(one.possible for one in pairs)
-        words += (
-            [f"Sampling compute buys back the smaller model in {possible} of {len(pairs)} pairs of cells."]
-            if pairs
-            else []
-        )
+    if not isinstance(found.sampling, Refusal) and found.sampling.said:
+        words.append(found.sampling.said)
     return tuple(words)
 
 
@@ -116,8 +110,9 @@ def _values(law: LawFit) -> str:
 def _parameter(one: Parameter) -> str:
     if one.value is None:
         return f"{one.name} not determined ({one.said})"
-    between = "" if one.interval is None else f" ({one.interval})"
-    return f"{one.name} = {one.value:.4g}{between}"
+    between = [] if one.interval is None else [str(one.interval)]
+    remarks = "; ".join([*between, *([one.said.partition(":")[0]] if one.said else [])])
+    return f"{one.name} = {one.value:.4g}" + (f" ({remarks})" if remarks else "")
 
 
 def _between(one: Interval | None) -> str | None:
@@ -274,7 +269,7 @@ def _sampling(found: SamplingLaw) -> Part:
             "larger at most": one.larger_at_most,
             "ratio": one.ratio,
             "95 % interval": _between(one.interval),
-            "bought back": "yes" if one.possible else "no",
+            "bought back": {True: "yes", False: "no", None: "not told apart"}[one.bought_back],
             "said": one.said,
         }
         for one in found.buy_back
