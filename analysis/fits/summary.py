@@ -266,7 +266,7 @@ def scored_rows(scored: list[ScoredForecast]) -> list[Row]:
             "error": f"{cell.error:+.1%}",
             "prediction_95": str(cell.prediction),
             "inside": "yes" if cell.inside else "no",
-            "forward_error": _error(one.validation_error),
+            "forward_error": _error(cell.forward_error),
         }
         for one in scored
         for cell in one.cells

@@ -299,6 +299,7 @@ def forecasts(study: StudyResults) -> list[Part]:
             "95 % interval": _between(cell.prediction),
             "measured": cell.measured,
             "error %": 100 * cell.error,
+            "forward error %": _percent(cell.forward_error),
             "in the interval": "yes" if cell.inside else "no",
         }
         for one in scored
