@@ -289,6 +289,13 @@ def test_published_numbers_make_a_page_from_the_command_line(tmp_path, capsys):
     assert "the best of 15 cells is adaLN-Zero XL/2 with FID-50K 19.47" in page.words
 
 
+def test_the_summary_of_the_paper_says_what_its_numbers_rest_on():
+    page = Page(render(collect("paper")))
+    assert "each rests on 1 cell (XL/2) and the reference's exponent" in page.words
+    assert re.search(r"on sizes held out it is off by 0\.\d % in the median, \d+(\.\d+)? % at most", page.words)
+    assert "1 of 1 cells" not in page.words
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -83,8 +83,10 @@ def _words(found: Conclusions) -> tuple[str, ...]:
     if found.laws:
         law = found.laws[0]
         held_out = next((one for one in found.validation.forms if one.form == law.form), None)
-        error = None if held_out is None else held_out.median_error
-        said = "" if error is None else f"; on sizes held out it is off by {100 * error:.1f} % in the median"
+        said = ""
+        if held_out is not None and held_out.median_error is not None and held_out.max_error is not None:
+            median, largest = 100 * held_out.median_error, 100 * held_out.max_error
+            said = f"; on sizes held out it is off by {median:.1f} % in the median, {largest:.3g} % at most"
         words.append(f"The chosen law is {law.equation} with {_values(law)}{said}.")
     if not isinstance(found.blocks, Refusal):
         words += [_multiplier_words(found.blocks)]
@@ -100,6 +102,7 @@ def _multiplier_words(blocks: BlockComparison) -> str:
         else f"{block_name(one.block)}: {one.said}"
         for one in blocks.multipliers
     ]
+    told += dict.fromkeys(f"each {one.said}" for one in blocks.multipliers if one.said and one.multiplier is not None)
     return f"For the score of {block_name(blocks.reference)}, {'; '.join(told)}."
 
 

@@ -74,10 +74,13 @@ def _blocks(shown: Scores, means: Frame) -> list[str]:
     ranking = ", ".join(f"{block_name(one['block'])} {mean_and_deviation(one)}" for _, one in cell.iterrows())
     first = full.sort_values("mean").groupby(["size", "patch_size"])["block"].first()
     winner = first.value_counts()
-    return [
-        f"Blocks at {largest['size']}/{largest['patch_size']}: {ranking}. "
-        f"{block_name(str(winner.index[0]))} is best in {int(winner.iloc[0])} of {len(first)} cells that have {int(several.max())} blocks."
-    ]
+    blocks = f"Blocks at {largest['size']}/{largest['patch_size']}: {ranking}."
+    if len(first) > 1:
+        best = block_name(str(winner.index[0]))
+        blocks += (
+            f" {best} is best in {int(winner.iloc[0])} of {len(first)} cells that have {int(several.max())} blocks."
+        )
+    return [blocks]
 
 
 def mean_and_deviation(row: Frame) -> str:
