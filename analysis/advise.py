@@ -189,13 +189,13 @@ def _above(
             if between is None:
                 half = 1.96 * np.sqrt(2) * (law.estimate.new_run_sd if law else np.inf)
                 between = Interval(gap.ratio * np.exp(-half), gap.ratio * np.exp(half))
-            said = f"measured {gap.ratio:.3f} times the frontier at {gap.train_gflops:.3g} Gflops"
+            said = f"measured at {gap.train_gflops:.3g} training Gflops"
             if ahead is not None:
                 said += f", forecast {ahead[0]:.3f} times at its planned end"
                 between = Interval(min(between.low, ahead[1].low), max(between.high, ahead[1].high))
             found.append(Hopeless(target.name, gap.train_gflops, gap.ratio, between, True, said))
         elif ahead is not None:
-            said = f"forecast {ahead[0]:.3f} times the frontier at its planned end"
+            said = "forecast for its planned end"
             found.append(Hopeless(target.name, ahead[2], ahead[0], ahead[1], False, said))
     return sorted(found, key=lambda one: -one.ratio)
 

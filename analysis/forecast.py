@@ -105,7 +105,8 @@ class Forecast(Record):
 
 @dataclass(frozen=True)
 class ScoredCell(Record):
-    """Forecast against measurement (geometric mean over seeds); `error` is forecast / measured - 1."""
+    """Forecast against measurement (geometric mean over seeds); `error` is forecast / measured - 1, `forward_error` what its law's forward
+    validation had promised (median)."""
 
     cell: str
     block: str
@@ -115,6 +116,7 @@ class ScoredCell(Record):
     error: float
     inside: bool
     prediction: Interval
+    forward_error: float | None
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,6 @@ class ScoredForecast(Record):
     trouble: str | None
     cells: tuple[ScoredCell, ...]
     pending: tuple[str, ...]
-    validation_error: float | None
     median_error: float | None
 
 
@@ -318,6 +319,7 @@ def _score_file(study: StudyResults, path: Path) -> ScoredForecast:
         raise UserError(f"{path} is not a forecast: move it out of the folder")
     trouble = _trouble(study, path, value)
     cells, pending = [], []
+    promised = {law["block"]: law["median_error"] for law in value["laws"]}
     for one in value["cells"]:
         measured = _measured(study, one, value["metric"], value["protocol"])
         if measured is None:
@@ -334,9 +336,9 @@ def _score_file(study: StudyResults, path: Path) -> ScoredForecast:
                     one["score"] / measured - 1,
                     measured in between,
                     between,
+                    promised[one["block"]],
                 )
             )
-    promised = [law["median_error"] for law in value["laws"] if law["median_error"] is not None]
     return ScoredForecast(
         path=str(path),
         created=value["created"],
@@ -345,7 +347,6 @@ def _score_file(study: StudyResults, path: Path) -> ScoredForecast:
         trouble=trouble,
         cells=tuple(cells),
         pending=tuple(pending),
-        validation_error=max(promised) if promised else None,
         median_error=float(np.median([abs(one.error) for one in cells])) if cells else None,
     )
 

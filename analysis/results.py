@@ -35,7 +35,7 @@ class StudyResults:
     `protocols` and `floors` (half of the real set scored against the other half) are by the hash in column `protocol`; `identities`
     holds the identity hash of each run, `recipes` that of its identity less the seed, which runs of one cell share; `samples` the file
     of first samples by (run, step, protocol). `sizes` and `patches` are those of the whole study, in order of growth, whatever `table`
-    was filtered to.
+    was filtered to. `waiting` has the runs without a row yet, under the same columns, and is filtered with it; `filters` says how.
     """
 
     name: str
@@ -48,6 +48,13 @@ class StudyResults:
     patches: tuple[int, ...]
     samples: dict[tuple[str, int, str], Path] = field(default_factory=dict)
     folder: Path | None = None
+    waiting: Frame = field(default_factory=lambda: frame([], ["run"]))
+    filters: tuple[str, ...] = ()
+
+    @property
+    def runs(self) -> set[str]:
+        """The runs that the rows are of, and those without a row yet that the filter, if any, does not leave out."""
+        return {*self.table["run"], *self.waiting["run"]}
 
     @property
     def metrics(self) -> list[str]:
@@ -60,7 +67,11 @@ class StudyResults:
 
     def where(self, expression: str | None) -> StudyResults:
         """The same study, its rows filtered; a UserError if the expression is not one."""
-        return self if expression is None else replace(self, table=filter_rows(self.table, expression))
+        if expression is None:
+            return self
+        table = filter_rows(self.table, expression)
+        waiting = filter_rows(self.waiting, expression) if len(self.waiting) else self.waiting
+        return replace(self, table=table, waiting=waiting, filters=(*self.filters, expression))
 
 
 def collect(source: str | Path) -> StudyResults:
@@ -83,12 +94,14 @@ def collect(source: str | Path) -> StudyResults:
     scored = table.dropna(subset=["protocol"])
     protocols = scored.drop_duplicates("protocol")
     floors = scored.dropna(subset=[records.FLOOR]).drop_duplicates("protocol")
-    shown = scored.dropna(subset=[records.SAMPLES])
+    sampled = scored.dropna(subset=[records.SAMPLES])
     if (cells[VARIANT] != "").any():
         table[VARIANT] = table["run"].map(dict(zip(cells["run"], cells[VARIANT])))
+    whole = _table(table.drop(columns=[records.PROTOCOL, records.FLOOR, records.SAMPLES]))
+    waiting = cells[~cells["run"].isin(table["run"])].reindex(columns=whole.columns)
     return StudyResults(
         name=cells["study"].iloc[0],
-        table=_table(table.drop(columns=[records.PROTOCOL, records.FLOOR, records.SAMPLES])),
+        table=whole,
         protocols={key: json.loads(text) for key, text in zip(protocols["protocol"], protocols[records.PROTOCOL])},
         floors=dict(zip(floors["protocol"], floors[records.FLOOR].tolist())),
         identities=dict(zip(cells["run"], cells[records.HASH])),
@@ -98,10 +111,11 @@ def collect(source: str | Path) -> StudyResults:
         samples={
             (run, step, protocol): Path(f"{folder}/runs/{run}/samples/{name}")
             for run, step, protocol, name in zip(
-                shown["run"], shown["step"].tolist(), shown["protocol"], shown[records.SAMPLES]
+                sampled["run"], sampled["step"].tolist(), sampled["protocol"], sampled[records.SAMPLES]
             )
         },
         folder=folder,
+        waiting=waiting.astype(whole.dtypes.to_dict()),
     )
 
 

@@ -70,6 +70,7 @@ class Progress:
 
     @property
     def images_per_s(self) -> float:
+        """Speed of this call: images that an earlier one had finished do not count."""
         return (self.done - self.resumed) / self.wall_s if self.wall_s else 0.0
 
 

@@ -50,6 +50,7 @@ class Settings:
 
     @property
     def num_shards(self) -> int:
+        """How many shards the images fill, the last one perhaps in part."""
         return -(-self.num_images // self.shard_size)
 
     @property
@@ -78,14 +79,17 @@ class Manifest:
 
     @property
     def records(self) -> int:
+        """How many records all shards hold."""
         return sum(shard.records for shard in self.shards)
 
     @property
     def broken(self) -> tuple[tuple[str, str], ...]:
+        """The images left out, each with the reason."""
         return tuple(entry for shard in self.shards for entry in shard.broken)
 
     @property
     def num_classes(self) -> int:
+        """How many classes the labels number."""
         return len(self.settings.classes)
 
     @property
@@ -118,6 +122,7 @@ def unpack(data: bytes, shape: tuple[int, ...]) -> Record:
 
 
 def shard_name(index: int) -> str:
+    """The file of the shard in that place."""
     return f"shard-{index:05d}.arrayrecord"
 
 
@@ -135,10 +140,12 @@ class ShardWriter:
         self._writer = ArrayRecordWriter(str(self._temporary), _WRITER_OPTIONS)
 
     def write(self, record: Record) -> None:
+        """Append one record."""
         self._writer.write(pack(record))
         self._records += 1
 
     def finish(self, broken: Sequence[tuple[str, str]]) -> Shard:
+        """Put the whole shard in its place and write its note; `broken` are the images it had to leave out."""
         self._writer.close()
         with self._temporary.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -157,6 +164,7 @@ class ShardWriter:
 
 
 def note_path(folder: Path, name: str) -> Path:
+    """Where a shard's note lies."""
     return folder / f"{Path(name).stem}.json"
 
 
@@ -189,6 +197,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def to_json(value: Any) -> str:
+    """A dataclass as JSON text, the same for equal values."""
     return json.dumps(dataclasses.asdict(value), indent=1) + "\n"
 
 

@@ -64,6 +64,7 @@ class SampleRun:
 
     @property
     def num_shards(self) -> int:
+        """In how many files the images are drawn, the last one perhaps smaller."""
         return -(-self.num // self.shard_size)
 
     @property

@@ -8,16 +8,15 @@ Reference: Rombach et al. 2022, App. E; the published config.json of stabilityai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float
 
 # Std of the encoder's latents over ImageNet-like images is about 1/0.18215; diffusion is trained on latents of unit size.
 LATENT_SCALE = 0.18215
@@ -227,22 +226,3 @@ class AutoencoderKL(nnx.Module):
         if self.post_quant_conv is not None:
             latents = self.post_quant_conv(latents)
         return self.decoder(latents)
-
-
-@nnx.jit
-def _decode(vae: AutoencoderKL, latents: Float[Array, "B h w Z"]) -> Float[Array, "B H W C"]:
-    return vae.decode(latents)
-
-
-def decode_batches(
-    vae: AutoencoderKL, latents: Float32[Any, "N h w Z"], batch_size: int
-) -> Iterator[Float32[np.ndarray, "B H W C"]]:
-    """Decode unscaled latents `batch_size` at a time, so that memory does not grow with their number.
-
-    One compiled shape serves all batches: the last is padded with zeros and cut. There is no tiling: attention and group norm see
-    the whole image, so a tiled decoding is another image.
-    """
-    for start in range(0, len(latents), batch_size):
-        batch = np.asarray(latents[start : start + batch_size])
-        padding = [(0, batch_size - len(batch))] + [(0, 0)] * 3
-        yield np.asarray(_decode(vae, jnp.asarray(np.pad(batch, padding))))[: len(batch)]

@@ -87,12 +87,18 @@ def write_run(folder: Path, study: str, run: RunConfig, failed: str | None = Non
 
 
 def write_study(
-    folder: Path, runs: tuple[RunConfig, ...], name: str = "demo", failed: dict[int, str] | None = None
+    folder: Path,
+    runs: tuple[RunConfig, ...],
+    name: str = "demo",
+    failed: dict[int, str] | None = None,
+    run_now: tuple[RunConfig, ...] | None = None,
+    images: bool = True,
 ) -> Path:
-    """A whole study; `failed` gives a reason to the runs at those places."""
+    """A whole study, or one of which `run_now` were run so far; `failed` gives a reason to the runs at those places."""
     save_study(folder, Study(name, "A made-up study.", runs))
     for place, run in enumerate(runs):
-        write_run(folder, name, run, (failed or {}).get(place))
+        if run_now is None or run in run_now:
+            write_run(folder, name, run, (failed or {}).get(place), images)
     return folder
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from scipy.optimize import approx_fprime
-from synthetic_study import cells, write_run
+from synthetic_study import cells, write_study
 
 from analysis import advise as module
 from analysis.advise import advise
@@ -15,7 +15,6 @@ from analysis.results import collect
 from analysis.targets import planned_targets
 from dit import flops
 from dit.cli import main
-from dit.store import Study, save_study
 
 BLOCKS = ("adaln_zero", "in_context")
 RUNS = cells(blocks=BLOCKS, sampling=(), seeds=(0, 1))
@@ -24,11 +23,7 @@ RUN_NOW = tuple(run for run in RUNS if run.model.size != "XL" and (run.seed == 0
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("advise") / "study"
-    save_study(path, Study("demo", "A made-up study.", RUNS))
-    for run in RUN_NOW:
-        write_run(path, "demo", run, images=False)
-    return path
+    return write_study(tmp_path_factory.mktemp("advise") / "study", RUNS, run_now=RUN_NOW, images=False)
 
 
 @pytest.fixture(scope="module")

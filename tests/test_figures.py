@@ -11,8 +11,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from synthetic_study import cells, protocol_of, score_of, write_run, write_study
 
+from analysis.comparable import at_common_step
 from analysis.figures.compute import log_correlation
-from analysis.figures.drawing import Skipped, at_common_step, new_figure, scores
+from analysis.figures.drawing import Skipped, new_figure, scores
 from analysis.figures.labels import Point, label_points
 from analysis.figures.registry import FIGURES, draw_all
 from analysis.frames import frame
@@ -59,7 +60,7 @@ def test_the_drawn_correlation_is_the_published_one(paper):
 def test_a_study_with_everything_carries_every_figure(drawn):
     skipped = {name: outcome.skipped for name, outcome in drawn[1].items() if outcome.skipped}
     assert set(skipped) == {"fig12", "isoflop", "sampling"}
-    assert skipped["fig12"] == "fd_digits is the only metric on record"
+    assert skipped["fig12"] == "fd_digits is the only metric on record under its protocol"
     assert "no training compute is covered by the curves of three sizes" in skipped["isoflop"]
     assert "no cell was scored at 3 numbers of sampling steps" in skipped["sampling"]
     for outcome in (one for one in drawn[1].values() if not one.skipped):

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from synthetic_study import cells, evaluations, write_run
+from synthetic_study import cells, evaluations, write_run, write_study
 
 from analysis.fits.conclusions import conclude
 from analysis.fits.fit import Refusal
@@ -18,11 +18,7 @@ RUNS = cells(blocks=("adaln_zero", "adaln"), patches=(2, 1), sampling=(4, 8, 16,
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("fit") / "study"
-    save_study(path, Study("demo", "A made-up study.", RUNS))
-    for run in RUNS:
-        write_run(path, "demo", run, images=False)
-    return path
+    return write_study(tmp_path_factory.mktemp("fit") / "study", RUNS, images=False)
 
 
 @pytest.fixture(scope="module")

@@ -52,6 +52,12 @@ def test_one_multiplier_is_doubted_where_exponents_differ():
     assert [note.kind for note in notes if note.kind == "exponents"]
 
 
+def test_a_shared_exponent_that_reaches_its_bound_is_said():
+    data = scores(of_blocks, sd=0.01, cell_sd=2.0, blocks=("adaln_zero", "adaln"), rng=np.random.default_rng(3))
+    found = compare_blocks(data, replicates=200)
+    assert "reaches its bound" in found.exponent.said and found.notes[0].kind == "at_bound"
+
+
 def test_comparing_blocks_needs_two_that_share_cells():
     with pytest.raises(NotIdentified, match="there is one"):
         compare_blocks(scores(TRUTHS["power"]))
@@ -160,7 +166,11 @@ def test_sampling_does_not_buy_back_a_small_model_and_says_where_the_large_one_m
     found = sampling_law(sampled(BASES), replicates=200)
     [one] = [pair for pair in found.buy_back if (pair.smaller, pair.larger) == ("B/2", "L/2")]
     steps = (12.0 / (40 / 20 - 1)) ** (1 / 1.3)
-    assert not one.possible and one.ratio == pytest.approx(2.0) and one.matching_steps == pytest.approx(steps, rel=1e-4)
+    assert (
+        one.bought_back is False
+        and one.ratio == pytest.approx(2.0)
+        and one.matching_steps == pytest.approx(steps, rel=1e-4)
+    )
     gflops = {size: cell(size, 2, COMMON_STEP)["gflops"] for size in "BL"}
     assert one.saving == pytest.approx(128 * gflops["B"] / (steps * gflops["L"]), rel=1e-4)
     assert "no sampling compute brings B/2 to L/2" in one.said
@@ -169,7 +179,19 @@ def test_sampling_does_not_buy_back_a_small_model_and_says_where_the_large_one_m
 def test_models_of_one_quality_are_not_told_apart():
     found = sampling_law(sampled({**BASES, "B": 20.0}, sd=0.02), replicates=200)
     [one] = [pair for pair in found.buy_back if (pair.smaller, pair.larger) == ("B/2", "L/2")]
-    assert "not told apart" in one.said
+    assert "not told apart" in one.said and one.bought_back is None
+    assert found.said.endswith("in 0 of 3 pairs of cells, do not in 2, and 1 are not told apart.")
+
+
+def test_a_small_model_that_ends_lower_is_bought_back():
+    [one] = sampling_law(sampled({"B": 20.0, "L": 40.0}, sizes=("B", "L")), replicates=200).buy_back
+    assert one.bought_back is True and "B/2 is better than L/2" in one.said
+
+
+def test_an_exponent_of_sampling_steps_that_the_scores_leave_open_is_said():
+    found = sampling_law(sampled(BASES, counts=(8, 12, 16), amplitude=0.02, sd=0.05), replicates=200)
+    assert found.exponent.value is not None and "reaches its bound" in found.exponent.said
+    assert sampling_law(sampled(BASES), replicates=200).exponent.said is None
 
 
 def test_sampling_steps_that_buy_nothing_are_said():

@@ -73,8 +73,26 @@ def test_a_forecast_is_frozen_before_training_and_scored_after(folder, capsys):
         truth = score_of(run, run.evaluations[-1])
         assert cell.measured == pytest.approx(truth) and cell.error == pytest.approx(cell.forecast / truth - 1)
         assert abs(cell.error) < 0.2
+        assert cell.forward_error == law["median_error"]
     assert main(["forecast", str(folder), "--score"]) == 0
     assert "inside" in capsys.readouterr().out
+
+
+def test_each_blocks_forecast_is_scored_beside_its_own_forward_error(folder, few_forms, capsys):
+    runs = (*RUNS, *cells(blocks=("adaln",), sampling=()))
+    harder = [run for run in runs if run.model.block == "adaln" and run.model.size != "XL"]
+    save_study(folder, Study("demo", "A made-up study.", runs))
+    for run in harder:
+        write_run(folder, "demo", run)
+    assert main(["forecast", str(folder), "--for", "XL"]) == 0
+    value = json.loads(only_forecast(folder).read_text())
+    promised = {law["block"]: law["median_error"] for law in value["laws"]}
+    for run in runs:
+        if run.model.size == "XL":
+            write_run(folder, "demo", run)
+    [scored] = forecast.score_all(collect(folder), folder / "forecasts")
+    assert len(promised) == 2 and len(set(promised.values())) == 2 and len(scored.cells) == 6
+    assert all(cell.forward_error == promised[cell.block] for cell in scored.cells)
 
 
 @pytest.mark.parametrize("harm", ["number", "date", "name", "input"])

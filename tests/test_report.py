@@ -14,6 +14,7 @@ from analysis.report.conclusions import forecasts
 from analysis.report.costs import costs
 from analysis.report.page import render
 from analysis.report.tables import MOST_ROWS, score_table, written
+from analysis.report.words import mean_and_deviation
 from analysis.results import collect, losses
 from dit import flops
 from dit.cli import main
@@ -161,7 +162,7 @@ def test_the_summary_says_the_numbers(folder, page):
     mean = best["fd_digits"].mean()
     assert mean.idxmin() == ("adaln_zero", "B", 2)
     assert (
-        f"the best of 8 cells is adaLN-Zero B/2 with FD (digits features, 512 samples) {mean.min():.4g} ±" in page.words
+        f"the best of 8 cells is adaLN-Zero B/2 with FD (digits features, 512 samples) {mean.min():.2f} ±" in page.words
     )
     assert "Blocks at B/2: adaLN-Zero" in page.words
 
@@ -181,6 +182,31 @@ def test_costs_are_the_plan_and_the_log(folder):
     )
     assert cost.sampling_gflops == pytest.approx(sampled)
     assert duration(7384) == "2 h 03 min"
+
+
+def test_a_filter_chooses_runs_for_costs_and_provenance_too(tmp_path):
+    large = [run for run in RUNS if run.model.size == "B"]
+    folder = write_study(tmp_path / "demo", RUNS, run_now=tuple(run for run in RUNS if run.seed == 0))
+    page = Page(render(collect(folder).where("size == 'B'")))
+    planned = sum(flops.train_gflops(run, 100) for run in large)
+    done = sum(flops.train_gflops(run, 100) for run in large if run.seed == 0)
+    assert f"8 runs: {written(done)} of {written(planned)} planned training Gflops done" in page.words
+    assert "8 runs of 4 cells" in page.words and "Chosen rows only: size == 'B'" in page.words
+    assert {row["run"] for row in page.rows("runs")} == {run.run for run in large}
+    assert costs(collect(folder).where("step > 100"), losses(folder)) is None
+
+
+@pytest.mark.parametrize(
+    ("mean", "sd", "text"),
+    [
+        (743.77, 152.08, "744 ± 152"),
+        (2348.6, 949.3, "2,349 ± 949"),
+        (3.1416, 0.0271, "3.142 ± 0.027"),
+        (5.0, 0.0, "5 ± 0"),
+    ],
+)
+def test_a_mean_ends_where_its_deviation_does(mean, sd, text):
+    assert mean_and_deviation({"mean": mean, "sd": sd}) == text
 
 
 def test_fits_and_their_methods_are_on_the_page(page):
@@ -261,6 +287,13 @@ def test_published_numbers_make_a_page_from_the_command_line(tmp_path, capsys):
     assert "adaLN-Zero −0.93" in page.words
     assert "held-out error" in page.words
     assert "the best of 15 cells is adaLN-Zero XL/2 with FID-50K 19.47" in page.words
+
+
+def test_the_summary_of_the_paper_says_what_its_numbers_rest_on():
+    page = Page(render(collect("paper")))
+    assert "each rests on 1 cell (XL/2) and the reference's exponent" in page.words
+    assert re.search(r"on sizes held out it is off by 0\.\d % in the median, \d+(\.\d+)? % at most", page.words)
+    assert "1 of 1 cells" not in page.words
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from analysis import published
+from analysis.comparable import at_common_step
 from analysis.figures.compute import GFLOPS_LABEL
 from analysis.figures.drawing import (
     Drawing,
-    at_common_step,
     fitted,
     floor_line,
     foot,

@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import protocols
+from analysis.comparable import at_common_step
 from analysis.figures.drawing import (
     Drawing,
     Scores,
     Skipped,
-    at_common_step,
     bar,
     block_title,
     curve,

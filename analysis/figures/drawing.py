@@ -26,8 +26,6 @@ from analysis.seeds import require_one_variant
 from analysis.style import FAINT, INK, MUTED, TEXT_WIDTH, Look, Looks, block_name, page, pt, stroke
 from dit.config import BLOCKS
 
-MAIN_BLOCK = "adaln_zero"  # the paper's scaling figures show this block
-
 _FLOOR_DASH = (0, (2, 2))
 _FOOT_SIZE = 5.8
 _ROOM = 0.13  # of the scores' range, left free above and below them
@@ -90,12 +88,6 @@ def scores(study: StudyResults, apart_from: tuple[str, ...] = ()) -> Scores:
     said = "" if floor is None else f" Floor (real vs. real): {floor:.3g}."
     foot = f"Study “{study.name}”. {protocols.describe(protocol)}. One multiply-add is one flop.{said}"
     return Scores(rows[rows[metric].notna()], metric, protocols.metric_label(protocol), floor, foot)
-
-
-def at_common_step(rows: Frame) -> Frame:
-    """The rows at the latest training step at which most runs were scored: a failed or longer run does not decide for the rest."""
-    runs = rows.groupby("step")["run"].nunique()
-    return rows[rows["step"] == runs.index[runs >= 0.5 * runs.max()].max()]
 
 
 def over_seeds(rows: Frame, by: list[str], metric: str) -> Frame:

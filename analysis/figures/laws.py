@@ -309,16 +309,9 @@ def sampling(study: StudyResults) -> Drawing:
         _gain_panel(panels[1], law, looks)
     told = f"{law.equation}: {_value(law.amplitude)}, {_value(law.exponent)}"
     floor = "Dotted: a cell's score with unlimited sampling steps; grey: 95 % band. "
-    foot(figure, f"{told}. {floor}{_bought(law)}{shown.foot}")
+    foot(figure, f"{told}. {floor}{law.said + ' ' if law.said else ''}{shown.foot}")
     label_points(figure, [(panels[0], named)], 5.5)
     return Drawing(figure, shown.rows, shown.metric, {"sampling_law": law.to_json()})
-
-
-def _bought(law: SamplingLaw) -> str:
-    if not law.buy_back:
-        return ""
-    possible = sum(one.possible for one in law.buy_back)
-    return f"Sampling buys back the smaller model in {possible} of {len(law.buy_back)} pairs. "
 
 
 def _sampled_cell(axes: Axes, cell: CellSampling, looks: Looks) -> Iterator[Point]:

@@ -1,6 +1,6 @@
 """Fig. 13: the training loss over steps: a row for each block, a column for each patch size, a line for each size.
 
-Drawn are the runs with a row in the results table, so that a filter selects curves too.
+A filter of the results table selects curves too; runs without a score yet are drawn unless it leaves them out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def training_loss(study: StudyResults) -> Drawing:
     rows = losses(study.folder)
     if rows.empty or rows["loss"].notna().sum() < 2:
         raise Skipped("no training losses are logged yet")
-    rows = rows[rows["loss"].notna() & rows["run"].isin(set(study.table["run"]))]
+    rows = rows[rows["loss"].notna() & rows["run"].isin(study.runs)]
     if rows.empty:
         raise Skipped("no training losses are logged for the selected runs")
     require_one_variant(study.table)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 
+from analysis.comparable import at_common_step
 from analysis.figures.compute import GFLOPS_LABEL, log_correlation
 from analysis.figures.drawing import (
     Drawing,
     Scores,
     Skipped,
-    at_common_step,
     bar,
     curve,
     fitted,
@@ -50,7 +50,7 @@ def metrics(study: StudyResults) -> Drawing:
     block, rows = scaling_rows(shown)
     held = metrics_on_record(rows, study, shown.metric)
     if len(held) < 2:
-        raise Skipped(f"{shown.metric} is the only metric on record")
+        raise Skipped(f"{shown.metric} is the only metric on record under its protocol")
     looks = looks_of(study)
     last = at_common_step(rows)
     figure, panels = new_figure(0.7 + 1.35 * len(held), len(held), 2, sharey="row")

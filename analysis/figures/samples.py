@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.figures.drawing import Drawing, Scores, Skipped, at_common_step, foot, new_figure, scores
+from analysis.comparable import at_common_step
+from analysis.figures.drawing import Drawing, Scores, Skipped, foot, new_figure, scores
 from analysis.figures.scaling import scaling_rows
 from analysis.frames import Frame
 from analysis.results import StudyResults

@@ -5,8 +5,8 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
+from analysis.comparable import MAIN_BLOCK
 from analysis.figures.drawing import (
-    MAIN_BLOCK,
     Drawing,
     Scores,
     Skipped,

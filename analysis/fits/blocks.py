@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
+from analysis.comparable import MAIN_BLOCK
 from analysis.fits import bootstrap, varpro
 from analysis.fits.fit import REPLICATES, LawFit, NotIdentified, fit_law
-from analysis.fits.laws import Form
+from analysis.fits.laws import LOOSE_EXPONENT, MAX_EXPONENT, Form
 from analysis.fits.noise import Noise, noise_of
-from analysis.fits.observations import MAIN_BLOCK, Observations
+from analysis.fits.observations import Observations
 from analysis.fits.record import LEVEL, Interval, Note, Parameter, Record, interval
 from analysis.fits.refine import Problem, minimise
 from analysis.fits.validation import cell_means
@@ -128,10 +129,11 @@ def _joint(
     spread = form.natural(bootstrap.resample(problem, best, moved), center, scale)
     natural = form.natural(best[None], center, scale)[0]
     first = form.size
-    exponent = Parameter(
-        "a", float(natural[first - 1]), interval(spread[:, first - 1]), meaning="exponent of C, shared"
-    )
-    notes = []
+    between = interval(spread[:, first - 1])
+    loose = between.high > LOOSE_EXPONENT
+    said = f"hardly identified: the interval of a reaches its bound {MAX_EXPONENT:g}" if loose else None
+    exponent = Parameter("a", float(natural[first - 1]), between, said, "exponent of C, shared")
+    notes = [Note("at_bound", f"the exponent that the blocks share is {said}")] if said else []
     if form.irreducible and best[0] <= 0:
         notes.append(
             Note("at_bound", "E is at its bound 0: the shared law has no irreducible score that these data show")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from analysis.fits import bootstrap, diagnostics, varpro
-from analysis.fits.laws import FORMS, MAX_EXPONENT, SYMBOLS, Form
+from analysis.fits.laws import FORMS, LOOSE_EXPONENT, MAX_EXPONENT, SYMBOLS, Form
 from analysis.fits.noise import Noise, noise_of
 from analysis.fits.observations import VARIABLES, Observations
 from analysis.fits.record import HIDDEN, LEVEL, Curve, Interval, Note, Parameter, Record, interval
@@ -24,7 +24,6 @@ LOSSES = {
     "squares": "sum of squares: of log residuals for log-linear forms, of relative residuals for additive ones",
 }
 REPLICATES = 1000
-_LOOSE = 0.95 * MAX_EXPONENT
 
 
 class NotIdentified(Exception):
@@ -242,7 +241,12 @@ def _parameters(estimate: Estimate) -> tuple[Parameter, ...]:
         known = said is None
         between = interval(spread[:, at]) if known and len(spread) > 1 else None
         exponent = at if at >= first + terms else at + terms
-        if form.additive and between and name != "E" and np.quantile(estimate.replicates[:, exponent], 0.975) > _LOOSE:
+        if (
+            form.additive
+            and between
+            and name != "E"
+            and np.quantile(estimate.replicates[:, exponent], 0.975) > LOOSE_EXPONENT
+        ):
             said = f"hardly identified: the interval of {names[exponent]} reaches its bound {MAX_EXPONENT:g}"
         found.append(
             Parameter(

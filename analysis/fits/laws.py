@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 MAX_EXPONENT = 4.0
+LOOSE_EXPONENT = 0.95 * MAX_EXPONENT  # an interval that ends above it is the bound's, not the data's
 SYMBOLS = {"train_gflops": "C", "params": "N", "tokens": "T", "images_seen": "D"}
 _AMPLITUDES = ("A", "B", "G")
 _EXPONENTS = ("a", "b", "g")

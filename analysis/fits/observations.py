@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from analysis import protocols
+from analysis.comparable import MAIN_BLOCK, common_step
 from analysis.fits.record import HIDDEN, Record
 from analysis.frames import Frame
 from analysis.protocols import Protocol
@@ -26,7 +27,6 @@ VARIABLES = {
     "images_seen": "D, images seen in training (batch x steps)",
     "tokens": "T, image tokens per image",
 }
-MAIN_BLOCK = "adaln_zero"
 CELL = ("block", "size", "patch_size", "image_size")
 
 
@@ -84,10 +84,8 @@ class Observations(Record):
         return self.at((self.rows["block"] == block).to_numpy())
 
     def at_common_step(self) -> Observations:
-        """The rows at the latest training step at which at least half as many runs were scored as at any."""
-        runs = self.rows.groupby("step")["run"].nunique()
-        step = runs.index[runs >= 0.5 * runs.max()].max()
-        return self.at((self.rows["step"] == step).to_numpy())
+        """The rows at the common step of `analysis.comparable`."""
+        return self.at((self.rows["step"] == common_step(self.rows)).to_numpy())
 
     def by_block(self) -> Iterator[tuple[str, Observations]]:
         """Each block with its rows, most cells first."""

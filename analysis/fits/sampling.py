@@ -28,6 +28,7 @@ _STARTS = 8
 _LACK, _LEAST_SCATTER = 3.0, 0.01
 _NOTHING = 1e-9  # an excess over the base that rounding alone can make
 _CURVE_POINTS = 60
+_EXPONENTS = _LEAST, _MOST = 0.05, 6.0
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,9 @@ class CellSampling(Record):
 class BuyBack(Record):
     """Whether sampling compute buys back a smaller model. `ratio`: base of the smaller / base of the larger.
 
-    `possible`: unlimited sampling of the smaller model matches the larger one at its most sampled. `matching_steps`: with so many sampling
-    steps the larger model already matches the smaller's base; `saving`: sampling Gflops of the smaller at its most steps over those.
+    `bought_back`: whether unlimited sampling steps bring the smaller model to the larger, None where the ratio's interval holds 1.
+    `matching_steps`: with so many sampling steps the larger model already matches the smaller's base; `saving`: sampling Gflops of the
+    smaller at its most steps over those.
     """
 
     smaller: str
@@ -66,7 +68,7 @@ class BuyBack(Record):
     larger_at_most: float
     ratio: float
     interval: Interval | None
-    possible: bool
+    bought_back: bool | None
     matching_steps: float | None
     saving: float | None
     said: str
@@ -86,6 +88,17 @@ class SamplingLaw(Record):
     gain: Curve | None
     residual_sd: float
     notes: tuple[Note, ...]
+
+    @property
+    def said(self) -> str:
+        """What unlimited sampling steps do for the smaller model, counted over all pairs; empty where there is none."""
+        if not self.buy_back:
+            return ""
+        yes, no, unknown = (sum(one.bought_back is state for one in self.buy_back) for state in (True, False, None))
+        return (
+            f"Unlimited sampling steps bring the smaller model to the larger in {yes} of {len(self.buy_back)} pairs of cells, do not in "
+            f"{no}, and {unknown} are not told apart."
+        )
 
 
 @dataclass(frozen=True)
@@ -109,9 +122,9 @@ class SamplingModel:
         return jacobian
 
     def bounds(self, groups: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """K >= 0 and 0.05 <= k <= 6."""
+        """K is not negative, k between `_LEAST` and `_MOST`."""
         free = np.full(self.cells, np.inf)
-        return np.concatenate([-free, [0.0, 0.05]]), np.concatenate([free, [np.inf, 6.0]])
+        return np.concatenate([-free, [0.0, _LEAST]]), np.concatenate([free, [np.inf, _MOST]])
 
     def starts(self, u: np.ndarray, target: np.ndarray, group: np.ndarray) -> np.ndarray:
         """The best starting vectors of a grid of K and k: the bases follow in closed form."""
@@ -214,11 +227,17 @@ def _shared(theta: np.ndarray, spread: np.ndarray, center: float) -> tuple[Param
     if theta[-2] <= 0:
         said = "not identified: K is at its bound 0"
         return Parameter("K", None, None, said, "amplitude"), Parameter("k", None, None, said, "exponent")
-    factor = np.exp(spread[:, -1] * center)
+    factor, between = np.exp(spread[:, -1] * center), interval(spread[:, -1])
+    bounds = [
+        f"{end:g}"
+        for end, near in zip(_EXPONENTS, (between.low <= 1.01 * _LEAST, between.high >= 0.99 * _MOST))
+        if near
+    ]
+    said = f"hardly identified: the interval of k reaches its bound {' and '.join(bounds)}" if bounds else None
     amplitude = Parameter(
-        "K", float(theta[-2] * np.exp(theta[-1] * center)), interval(spread[:, -2] * factor), None, "amplitude"
+        "K", float(theta[-2] * np.exp(theta[-1] * center)), interval(spread[:, -2] * factor), said, "amplitude"
     )
-    return amplitude, Parameter("k", float(theta[-1]), interval(spread[:, -1]), None, "exponent of sampling steps")
+    return amplitude, Parameter("k", float(theta[-1]), between, said, "exponent of sampling steps")
 
 
 def _curve(
@@ -308,7 +327,7 @@ def _buy_back(cells: tuple[CellSampling, ...], theta: np.ndarray, spread: np.nda
             if log_ratio > 0 and theta[-2] > 0:
                 matching = float(np.exp(center + np.log(theta[-2] / np.expm1(log_ratio)) / theta[-1]))
                 saving = one.sampling_gflops[-1] / (matching * other.sampling_gflops[-1] / other.steps[-1])
-            possible = bool(np.exp(theta[small]) <= other.scores[-1])
+            bought_back = None if 1 in spread_ratio else spread_ratio.high < 1
             found.append(
                 BuyBack(
                     one.cell,
@@ -318,7 +337,7 @@ def _buy_back(cells: tuple[CellSampling, ...], theta: np.ndarray, spread: np.nda
                     other.scores[-1],
                     float(np.exp(log_ratio)),
                     spread_ratio,
-                    possible,
+                    bought_back,
                     matching,
                     saving,
                     _said(one, other, spread_ratio, matching, saving),

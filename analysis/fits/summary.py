@@ -201,11 +201,8 @@ def _sampling(found: SamplingLaw | Refusal) -> str:
 
 def advice_text(found: Advice, top: int) -> str:
     """What to drop and what to train next."""
-    above = [
-        [one.cell, f"{one.ratio:.3f}", str(one.interval), "measured" if one.measured else "forecast", one.said]
-        for one in (*found.hopeless, *found.undecided)
-    ]
-    heads = ["cell", "times the frontier", "95 %", "", ""]
+    above = [[one.cell, f"{one.ratio:.3f}", str(one.interval), one.said] for one in (*found.hopeless, *found.undecided)]
+    heads = ["cell", "times the frontier", "95 %", "where"]
     count = len(found.hopeless)
     lines = [
         _section("Cannot reach the frontier", table(above[:count], heads) if count else "none beyond its interval"),
@@ -269,7 +266,7 @@ def scored_rows(scored: list[ScoredForecast]) -> list[Row]:
             "error": f"{cell.error:+.1%}",
             "prediction_95": str(cell.prediction),
             "inside": "yes" if cell.inside else "no",
-            "forward_error": _error(one.validation_error),
+            "forward_error": _error(cell.forward_error),
         }
         for one in scored
         for cell in one.cells

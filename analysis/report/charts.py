@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.comparable import MAIN_BLOCK, at_common_step
 from analysis.figures.compute import GFLOPS_LABEL, with_several_sampling_steps
-from analysis.figures.drawing import MAIN_BLOCK, Scores, Skipped, at_common_step, over_seeds, scores
+from analysis.figures.drawing import Scores, Skipped, over_seeds, scores
 from analysis.frames import Frame
 from analysis.results import StudyResults
 from analysis.seeds import require_one_variant

@@ -83,19 +83,15 @@ def _words(found: Conclusions) -> tuple[str, ...]:
     if found.laws:
         law = found.laws[0]
         held_out = next((one for one in found.validation.forms if one.form == law.form), None)
-        error = None if held_out is None else held_out.median_error
-        said = "" if error is None else f"; on sizes held out it is off by {100 * error:.1f} % in the median"
+        said = ""
+        if held_out is not None and held_out.median_error is not None and held_out.max_error is not None:
+            median, largest = 100 * held_out.median_error, 100 * held_out.max_error
+            said = f"; on sizes held out it is off by {median:.1f} % in the median, {largest:.3g} % at most"
         words.append(f"The chosen law is {law.equation} with {_values(law)}{said}.")
     if not isinstance(found.blocks, Refusal):
         words += [_multiplier_words(found.blocks)]
-    if not isinstance(found.sampling, Refusal):
-        pairs = found.sampling.buy_back
-        possible = sum(one.possible for one in pairs)
-        words += (
-            [f"Sampling compute buys back the smaller model in {possible} of {len(pairs)} pairs of cells."]
-            if pairs
-            else []
-        )
+    if not isinstance(found.sampling, Refusal) and found.sampling.said:
+        words.append(found.sampling.said)
     return tuple(words)
 
 
@@ -106,6 +102,7 @@ def _multiplier_words(blocks: BlockComparison) -> str:
         else f"{block_name(one.block)}: {one.said}"
         for one in blocks.multipliers
     ]
+    told += dict.fromkeys(f"each {one.said}" for one in blocks.multipliers if one.said and one.multiplier is not None)
     return f"For the score of {block_name(blocks.reference)}, {'; '.join(told)}."
 
 
@@ -116,8 +113,9 @@ def _values(law: LawFit) -> str:
 def _parameter(one: Parameter) -> str:
     if one.value is None:
         return f"{one.name} not determined ({one.said})"
-    between = "" if one.interval is None else f" ({one.interval})"
-    return f"{one.name} = {one.value:.4g}{between}"
+    between = [] if one.interval is None else [str(one.interval)]
+    remarks = "; ".join([*between, *([one.said.partition(":")[0]] if one.said else [])])
+    return f"{one.name} = {one.value:.4g}" + (f" ({remarks})" if remarks else "")
 
 
 def _between(one: Interval | None) -> str | None:
@@ -274,7 +272,7 @@ def _sampling(found: SamplingLaw) -> Part:
             "larger at most": one.larger_at_most,
             "ratio": one.ratio,
             "95 % interval": _between(one.interval),
-            "bought back": "yes" if one.possible else "no",
+            "bought back": {True: "yes", False: "no", None: "not told apart"}[one.bought_back],
             "said": one.said,
         }
         for one in found.buy_back
@@ -304,6 +302,7 @@ def forecasts(study: StudyResults) -> list[Part]:
             "95 % interval": _between(cell.prediction),
             "measured": cell.measured,
             "error %": 100 * cell.error,
+            "forward error %": _percent(cell.forward_error),
             "in the interval": "yes" if cell.inside else "no",
         }
         for one in scored

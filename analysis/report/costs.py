@@ -40,10 +40,16 @@ class Costs:
 
 
 def costs(study: StudyResults, logged: Frame) -> Costs | None:
-    """What the study was to cost and has cost; None for published numbers. `logged` is `analysis.results.losses` of the folder."""
+    """What the study's chosen runs were to cost and have cost; None for published numbers, or where no run is chosen.
+
+    `logged` is `analysis.results.losses` of the folder.
+    """
     if study.folder is None:
         return None
-    runs_of = load_study(study.folder).runs
+    chosen = study.runs
+    runs_of = [run for run in load_study(study.folder).runs if run.run in chosen]
+    if not runs_of:
+        return None
     seconds, speed = _seconds(logged, {run.run: run.batch_size for run in runs_of})
     rows, failed, unfinished, sampling = [], 0, 0, 0.0
     for run in runs_of:

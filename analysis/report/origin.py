@@ -35,6 +35,7 @@ def origin(study: StudyResults, created: str) -> Origin:
         ("dit", __version__),
         ("Python", platform.python_version()),
         *((name, importlib.metadata.version(name)) for name in _PACKAGES),
+        *(("rows chosen", one) for one in study.filters),
         ("SHA-256 of the results table", rows_digest(rows)),
         ("Gflops", "one multiply-add is one flop"),
     ]
@@ -42,8 +43,8 @@ def origin(study: StudyResults, created: str) -> Origin:
         sources = [{"run": row["run"], "source": row["citation"] or row["source"]} for row in rows]
         unique = [dict(pair) for pair in dict.fromkeys(tuple(one.items()) for one in sources)]
         return Origin(table(unique, ["run", "source"]), None, tuple(page))
-    statuses, environments = [], Counter()
-    for run in load_study(study.folder).runs:
+    statuses, environments, chosen = [], Counter(), study.runs
+    for run in (one for one in load_study(study.folder).runs if one.run in chosen):
         store = RunStore(study.folder, run)
         status = store.status()
         statuses.append(

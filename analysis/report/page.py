@@ -63,7 +63,7 @@ def render(study: StudyResults) -> str:
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     shown = _scores(study)
     logged = frame([], ["run", "step", "loss"]) if study.folder is None else losses(study.folder)
-    logged = logged[logged["run"].isin(set(study.table["run"]))]
+    logged = logged[logged["run"].isin(study.runs)]
     cost = costs(study, logged)
     fitted = fits(study)
     script, library = _asset("report.js"), re.sub(r"\n//# sourceMappingURL=.*", "", _asset("chart.umd.min.js"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.figures.drawing import Scores, at_common_step, over_seeds
+from analysis.comparable import at_common_step
+from analysis.figures.drawing import Scores, over_seeds
 from analysis.frames import Frame
 from analysis.protocols import describe
 from analysis.results import StudyResults

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from analysis import protocols
+from analysis.comparable import MAIN_BLOCK, at_common_step
 from analysis.figures.compute import log_correlation
-from analysis.figures.drawing import MAIN_BLOCK, Scores, at_common_step, over_seeds
+from analysis.figures.drawing import Scores, over_seeds
 from analysis.frames import Frame
 from analysis.report.costs import Costs
 from analysis.report.tables import cells_of, written
@@ -59,7 +60,7 @@ def _best(shown: Scores, last: Frame, means: Frame) -> str:
 def _mean(row: Frame) -> str:
     if math.isnan(row["sd"]):
         return f"{row['mean']:.4g}" + ("" if row["n"] == 1 else f" (n = {row['n']})")
-    return f"{row['mean']:.4g} ± {row['sd']:.2g} (mean ± s.d., n = {row['n']} seeds)"
+    return f"{mean_and_deviation(row)} (mean ± s.d., n = {row['n']} seeds)"
 
 
 def _blocks(shown: Scores, means: Frame) -> list[str]:
@@ -70,17 +71,25 @@ def _blocks(shown: Scores, means: Frame) -> list[str]:
     full = means[several == several.max()]
     largest = full.loc[full["gflops"].astype(float).idxmax()]
     cell = full[(full["size"] == largest["size"]) & (full["patch_size"] == largest["patch_size"])].sort_values("mean")
-    ranking = ", ".join(f"{block_name(one['block'])} {_short(one)}" for _, one in cell.iterrows())
+    ranking = ", ".join(f"{block_name(one['block'])} {mean_and_deviation(one)}" for _, one in cell.iterrows())
     first = full.sort_values("mean").groupby(["size", "patch_size"])["block"].first()
     winner = first.value_counts()
-    return [
-        f"Blocks at {largest['size']}/{largest['patch_size']}: {ranking}. "
-        f"{block_name(str(winner.index[0]))} is best in {int(winner.iloc[0])} of {len(first)} cells that have {int(several.max())} blocks."
-    ]
+    blocks = f"Blocks at {largest['size']}/{largest['patch_size']}: {ranking}."
+    if len(first) > 1:
+        best = block_name(str(winner.index[0]))
+        blocks += (
+            f" {best} is best in {int(winner.iloc[0])} of {len(first)} cells that have {int(several.max())} blocks."
+        )
+    return [blocks]
 
 
-def _short(row: Frame) -> str:
-    return f"{row['mean']:.4g}" + ("" if math.isnan(row["sd"]) else f" ± {row['sd']:.2g}")
+def mean_and_deviation(row: Frame) -> str:
+    """A mean and its standard deviation to the same decimal place, two digits of the deviation but whole numbers in full."""
+    mean, sd = float(row["mean"]), float(row["sd"])
+    if math.isnan(sd) or sd == 0:
+        return f"{mean:.4g}" + ("" if math.isnan(sd) else " ± 0")
+    places = max(0, 1 - math.floor(math.log10(sd)))
+    return f"{mean:,.{places}f} ± {sd:,.{places}f}"
 
 
 def _compute(shown: Scores, means: Frame) -> list[str]:

@@ -19,6 +19,7 @@ from dit.errors import UserError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
     add = parser.add_argument
     add("--images", type=Path, required=True, help="folder of images, one subfolder per class")
     add("--vae", type=Path, required=True, help="autoencoder: diffusers folder or weights file, on this machine")
@@ -34,6 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Encode what is missing, with progress; exit code of the verb."""
     # JAX takes seconds to import; --help and wrong arguments should not.
     import jax
 

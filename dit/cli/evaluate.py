@@ -52,6 +52,7 @@ CHOICES = {"precision": get_args(Precision)}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
     from dit.scores import DEFAULT, METRICS
 
     add = parser.add_argument
@@ -91,6 +92,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Score the samples, print the table and write the row."""
     from dit import reference
     from dit.evaluation import gather
     from dit.processes import SHARES_S, Processes

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     for name in replay(study, args.mode, args.project, args.entity, args.out or Path(args.study)):
         print(name, flush=True)
         count += 1
-    print(f"{count} runs replayed into project {args.project}", file=sys.stderr)
+    print(f"{count} run{'s' * (count != 1)} replayed into project {args.project}", file=sys.stderr)
     if args.mode == "offline":
         print(f"send them with `wandb sync {args.out or args.study}/wandb/offline-run-*`", file=sys.stderr)
     return 0

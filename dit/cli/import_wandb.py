@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         if not logged:
             raise UserError(f"--only {args.only!r}: no run's name has it")
     study = import_runs(logged, fields, args.study or args.out.name, ", ".join(args.source), args.out)
-    print(f"{args.out}: {len(study.runs)} runs of study {study.name}")
+    print(f"{args.out}: {len(study.runs)} run{'s' * (len(study.runs) > 1)} of study {study.name}")
     return 0
 
 

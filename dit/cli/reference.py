@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
     add = parser.add_argument
     add(
         "source",
@@ -50,6 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Make or declare the statistics, and print what they are."""
     from tabulate import tabulate
 
     from dit import inception, reference
