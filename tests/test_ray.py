@@ -121,7 +121,10 @@ def test_a_study_on_ray_is_refused_twice_and_survives_its_head(reference, tmp_pa
 
         def sweep(*more):
             line = command(study, out, *options, cluster.url, *more)
-            return subprocess.run(line, env=cluster.settings, capture_output=True, text=True, timeout=240)
+            try:
+                return subprocess.run(line, env=cluster.settings, capture_output=True, text=True, timeout=400)
+            except subprocess.TimeoutExpired as error:
+                raise AssertionError(f"{error}\n{about()}") from error
 
         first = sweep("--detach")
         assert first.returncode == 0, first.stderr
