@@ -142,9 +142,9 @@ def start_head(cluster: Cluster, cpus: int = 2) -> None:
     line += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
     line += [f"--ray-client-server-port={free_port()}", "--object-store-memory=80000000"]
     cluster.start(line, "head.log")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 180
     while not _answers(f"{cluster.url}/api/jobs/"):
-        assert time.monotonic() < deadline, (cluster.folder / "head.log").read_text()
+        assert time.monotonic() < deadline and cluster.started[-1].poll() is None, cluster.story()
         time.sleep(0.3)
 
 
@@ -178,7 +178,7 @@ def pod(
     try:
         cluster.start(line, "pod.log")
         while not (found := [text for text in said.read_text().splitlines() if text.startswith("{")]):
-            assert time.monotonic() < deadline, said.read_text()
+            assert time.monotonic() < deadline and cluster.started[-1].poll() is None, cluster.story()
             time.sleep(0.3)
         known = json.loads(found[0])
         cluster.address = known["address"]

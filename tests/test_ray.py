@@ -121,7 +121,10 @@ def test_a_study_on_ray_is_refused_twice_and_survives_its_head(reference, tmp_pa
 
         def sweep(*more):
             line = command(study, out, *options, cluster.url, *more)
-            return subprocess.run(line, env=cluster.settings, capture_output=True, text=True, timeout=240)
+            try:
+                return subprocess.run(line, env=cluster.settings, capture_output=True, text=True, timeout=400)
+            except subprocess.TimeoutExpired as error:
+                raise AssertionError(f"{error}\n{about()}") from error
 
         first = sweep("--detach")
         assert first.returncode == 0, first.stderr
@@ -182,7 +185,7 @@ def test_a_cell_of_two_processes_on_ray(reference, tmp_path):
             record,
         ),
     ):
-        wait_for(lambda: driver.poll() is not None, 400, about=lambda: story(out) + cluster.story())
+        wait_for(lambda: driver.poll() is not None, 600, about=lambda: story(out) + cluster.story())
         assert driver.returncode == 0, story(out)
     environments = [json.loads(path.read_text()) for path in record.path.glob("environment-*.json")]
     assert [one["processes"] for one in environments] == [2]
@@ -200,7 +203,7 @@ def test_a_cell_leaves_the_slice_that_lost_a_host_for_a_whole_one(tmp_path):
         def wait(condition, seconds):
             wait_for(condition, seconds, driver, lambda: story(out) + cluster.story())
 
-        wait(lambda: record.status()["step"] >= 100, 300)
+        wait(lambda: record.status()["step"] >= 100, 600)
         first = places(cluster)
         assert len(first) == 2
         assert len(set(first)) == 1
@@ -208,8 +211,8 @@ def test_a_cell_leaves_the_slice_that_lost_a_host_for_a_whole_one(tmp_path):
         assert len([line for line in lost if " dit worker " in line]) == 1, lost
         assert record.status()["step"] < LONGER
         other = {"slice0": "slice1", "slice1": "slice0"}[first[0]]
-        wait(lambda: other in places(cluster), 400)
-        wait_for(lambda: driver.poll() is not None, 400, about=lambda: story(out) + cluster.story())
+        wait(lambda: other in places(cluster), 600)
+        wait_for(lambda: driver.poll() is not None, 600, about=lambda: story(out) + cluster.story())
         assert driver.returncode == 0, story(out)
     assert record.status()["attempt"] >= 2
     assert_is_near(out, local, record)
