@@ -149,9 +149,10 @@ class NetworkExtractor:
                 f"images are {images.dtype} of shape {images.shape}: expected uint8 (number, height, width, {self.channels})"
             )
         if images.shape[3] != self.channels:
+            how = "keep one channel of grey ones" if self.channels == 1 else "repeat grey three times, drop alpha"
             raise UserError(
-                f"images have {images.shape[3]} channel(s), {self.name} takes {self.channels}: "
-                "convert them (repeat grey three times, drop alpha) or choose another --extractor"
+                f"images have {images.shape[3]} channel(s), {self.name} takes {self.channels}: convert them ({how}) or choose another "
+                "--extractor"
             )
         if self.image_size is not None and images.shape[1:3] != (self.image_size, self.image_size):
             raise UserError(

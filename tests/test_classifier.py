@@ -73,7 +73,7 @@ def test_another_recipe_is_another_file(monkeypatch, tmp_path):
 def test_images_of_another_shape_are_refused():
     with pytest.raises(UserError, match="32x32"):
         extractor().extract(np.zeros((2, 32, 32, 1), np.uint8))
-    with pytest.raises(UserError, match="3 channel"):
+    with pytest.raises(UserError, match=r"3 channel\(s\), classifier-digits takes 1: convert them \(keep one channel"):
         extractor().extract(np.zeros((2, 8, 8, 3), np.uint8))
 
 
