@@ -124,6 +124,8 @@ def test_a_job_unpickles_nothing_but_what_its_submission_wrote(fake, tmp_path):
         for name in ("17_submitted.pkl", "17_0_result.pkl", "a.pkl"):
             (folder / name).write_bytes(evil)
     (fake / "srun").write_text(SRUN.format(folder=fake))
+    (tmp_path / "cache" / "slurm").mkdir(parents=True)
+    (tmp_path / "cache" / "slurm").chmod(0o2770)  # as on storage that a group shares: folders in it inherit the bit
     engine(out).submit([CellTask("a-cell", (sys.executable, "-c", "print('said')"))])
     (job,) = (tmp_path / "cache" / "slurm").glob("*/*")
     assert stat.S_IMODE(job.stat().st_mode) == 0o700

@@ -82,7 +82,8 @@ def submit(
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     jobs.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=jobs))  # the user's own, mode 0700
+    folder = Path(tempfile.mkdtemp(dir=jobs))  # the user's own
+    folder.chmod(0o700)  # and without the group's bit that it may have inherited
     try:
         executor = SlurmExecutor(folder, python=shlex.quote(words[0]))
         executor.update_parameters(**_parameters(folder, name, log, asked, options))
