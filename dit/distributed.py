@@ -24,6 +24,11 @@ VARIABLES = (
 TIMEOUT_S = 600
 """A preempted gang does not come back all at once: JAX's default of 300 s has ended runs that were about to start."""
 
+_ALONE = (
+    "--distributed: no other processes are to be found: set DIT_COORDINATOR (HOST:PORT of process 0), DIT_NUM_PROCESSES and "
+    "DIT_PROCESS_ID in each, or start them within a Slurm step (srun) or on a TPU slice"
+)
+
 
 @dataclass(frozen=True)
 class Group:
@@ -96,11 +101,27 @@ def join() -> int:
     """
     count = start()
     if count == 1 and detect(os.environ) is None:
-        raise UserError(
-            "--distributed: no other processes are to be found: set DIT_COORDINATOR (HOST:PORT of process 0), DIT_NUM_PROCESSES and "
-            "DIT_PROCESS_ID in each, or start them within a Slurm step (srun) or on a TPU slice"
-        )
+        raise UserError(_ALONE)
     return count
+
+
+def part(environment: Mapping[str, str]) -> tuple[int, int]:
+    """This process's number and how many there are, for work that needs no connection between them.
+
+    Raises:
+        UserError: if this process is alone, or its number is not in the environment.
+    """
+    group = detect(environment)
+    if group is None:
+        raise UserError(_ALONE)
+    if group.num_processes is not None and group.process_id is not None:
+        return group.process_id, group.num_processes
+    hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    if len(hosts) < 2 or "MEGASCALE_COORDINATOR_ADDRESS" in environment or not environment.get("TPU_WORKER_ID"):
+        raise UserError(
+            "this TPU pod does not say which of its hosts this is: give --process-index and --process-count"
+        )
+    return _number(environment, "TPU_WORKER_ID"), len(hosts)
 
 
 def share(asked: bool) -> None:

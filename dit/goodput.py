@@ -30,7 +30,7 @@ class Goodput(NamedTuple):
 def goodput(run_folder: Path, batch_size: int, alive: Attempt | None = None) -> Goodput:
     """Account for all attempts at a run; `alive` is the one under way as its holder knows it, later than the record on disk.
 
-    A row whose steps were not timed counts at the mean rate of its attempt, or else of the run.
+    A row says what its steps took (`step_s`); one that has only a rate counts at it, or else at the mean of its attempt or the run.
     """
     logged = attempt_rows(run_folder)
     records = {one.token: one for one in attempts(run_files(run_folder))}
@@ -71,8 +71,12 @@ def _productive(logged: dict[int, list[dict[str, Any]]], batch_size: int) -> flo
     seconds = 0.0
     for number, rows in logged.items():
         for row in rows:
+            if last_word[row["step"]] != number:
+                continue
             rate = row["images_per_s"] or rates[number] or run_rate
-            if last_word[row["step"]] == number and rate:
+            if "step_s" in row:
+                seconds += row["step_s"]
+            elif rate:
                 seconds += length[row["step"]] * batch_size / rate
     return seconds
 

@@ -100,8 +100,8 @@ def train(
 ) -> TrainState:
     """Advance `state` to step `stop`; `log` gets a row for every `block` steps (at multiples of it) and for the last ones.
 
-    A row's losses are means over its block. `images_per_s` and what follows from it are null where only the first dispatch, which may have
-    compiled, fell in the block. `state` is used up.
+    A row's losses are means over its block. `images_per_s` and `mfu` are those of steps that follow one another: null where only the first
+    dispatch, for which the pipeline was empty, fell in the block. `state` is used up.
 
     Args:
         length: steps dispatched at once where they fit.
@@ -120,18 +120,20 @@ def train(
     batches = _Prefetched(program, dataset, dispatches(start, stop, math.gcd(length, block)))
     flying: deque[Any] = deque()
     leaves, structure = jax.tree.flatten(state)
-    distant = program.devices[0].platform != "cpu"
+    distant, compiled = program.devices[0].platform != "cpu", set()
     while (group := batches.next_group()) is not None:
         if interrupted(group.first):
             carried.extend(rows.interrupt())
             break
+        advance, batch = program.step if group.length == 1 else program.steps, batches.take()
+        if group.length not in compiled:
+            compiled.add(group.length)
+            rows.stop_clock(meter.compile(advance, leaves, batch))
         called = time.perf_counter()
-        advance = program.step if group.length == 1 else program.steps
-        leaves, metrics = advance.flat(leaves, *batches.take())
+        leaves, metrics = advance.flat(leaves, *batch)
         if group.first == start:
-            meter.compiled(time.perf_counter() - called)
-            jax.block_until_ready(metrics)  # once: this one may have compiled, and the clock starts after it
-            rows.start_clock()
+            jax.block_until_ready(metrics)  # once: what the others take is measured from its end
+            rows.start_clock(time.perf_counter() - called)
         rows.add(group, metrics)
         if distant:
             jax.tree.map(lambda value: value.copy_to_host_async(), metrics)
@@ -189,11 +191,16 @@ class _Rows:
         carried.clear()
         self._finished: list[Metrics] = []
         self._step = start
-        self.start_clock()
+        self.start_clock(0.0)
         self._timed = 0
 
-    def start_clock(self) -> None:
-        self._clock = time.perf_counter()
+    def start_clock(self, first_s: float) -> None:
+        """Measure from here on; the first dispatch took so long by itself."""
+        self._clock, self._first_s = time.perf_counter(), first_s
+
+    def stop_clock(self, seconds: float) -> None:
+        """Leave out so many seconds, in which no step was dispatched."""
+        self._clock += seconds
 
     def add(self, group: Dispatch, metrics: Metrics) -> None:
         if self._finished:  # the block before is fetched while this dispatch runs
@@ -223,8 +230,9 @@ class _Rows:
         now = time.perf_counter()
         row = _row(self._run, step, metrics)
         steps = len(metrics.loss) - self._carried  # those of an earlier attempt took none of this one's time
-        self._log({**row, **self._meter.columns(steps, self._timed, now - self._clock)})
-        self._clock, self._timed, self._carried = now, 0, 0
+        timings = self._meter.columns(len(metrics.loss), steps, self._timed, now - self._clock, self._first_s)
+        self._log({**row, **timings})
+        self._clock, self._first_s, self._timed, self._carried = now, 0.0, 0, 0
 
 
 def _joined(block: list[Metrics]) -> Metrics:

@@ -72,20 +72,6 @@ def mesh_shape(mesh: Mesh | None) -> MeshShape:
     return MeshShape(*(mesh.shape[axis] for axis in AXES)) if mesh is not None else MeshShape()
 
 
-def require_batch(batch_size: int, shape: MeshShape, accumulate: int = 1) -> None:
-    """Whether a batch can be cut into equal parts.
-
-    Raises:
-        UserError: naming the parts that do not divide it.
-    """
-    parts = shape.batch_shards * accumulate
-    if batch_size % parts:
-        steps = f" in {accumulate} accumulated parts" if accumulate > 1 else ""
-        raise UserError(
-            f"batch_size {batch_size} does not divide over data={shape.data} x fsdp={shape.fsdp}{steps}: expected a multiple of {parts}"
-        )
-
-
 def rule(path: str, shape: tuple[int, ...], sizes: MeshShape) -> PartitionSpec:
     """Axes of the array at a slash-separated `path` such as `params/blocks/mlp/fc1/kernel`; scalars are everywhere.
 

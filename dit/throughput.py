@@ -7,10 +7,13 @@ devices in the precision of the run. A device or precision that is not in the ta
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dit.config import Precision, RunConfig
 from dit.flops import BACKWARD_FACTOR, macs
+
+if TYPE_CHECKING:
+    from dit.train import Advance
 
 PEAK_FLOPS: dict[str, dict[Precision, float]] = {
     # Per JAX device, dense; on TPU v2 and v3 a device is one of a chip's two cores. Google Cloud's TPU pages.
@@ -32,7 +35,7 @@ PEAK_FLOPS: dict[str, dict[Precision, float]] = {
     "Tesla V100-SXM2-32GB": {"float32": 15.7e12},
 }
 
-TIMINGS = ("images_per_s", "mfu", "compile_s", "elapsed_s", "goodput")
+TIMINGS = ("images_per_s", "mfu", "step_s", "compile_s", "elapsed_s", "goodput")
 """Columns of a metric row that depend on the machine and its load; all others follow from the run."""
 
 
@@ -53,7 +56,7 @@ def utilisation(run: RunConfig, images_per_s: float, devices: list[Any]) -> floa
 class Meter:
     """Times one attempt at a run, from its creation on: compiling, steps, and everything between.
 
-    Goodput is the share of that time that the steps themselves took, at the rate of those that were timed.
+    Goodput is the share of that time that the steps themselves took.
     """
 
     def __init__(self, run: RunConfig, devices: list[Any]):
@@ -61,19 +64,28 @@ class Meter:
         self._started = time.perf_counter()
         self._compile_s = self._productive_s = 0.0
 
-    def compiled(self, seconds: float) -> None:
-        """Count the first dispatch of a loop, which traces and compiles unless that has happened before."""
+    def compile(self, advance: Advance, leaves: list[Any], batch: tuple[Any, Any]) -> float:
+        """Trace and compile, unless this process has done so before, so that the call that follows is a step and nothing else; seconds."""
+        began = time.perf_counter()
+        advance.compile(leaves, *batch)
+        seconds = time.perf_counter() - began
         self._compile_s += seconds
+        return seconds
 
-    def columns(self, steps: int, timed: int, seconds: float) -> dict[str, Any]:
-        """Columns of a row of `steps` steps, of which `timed` took `seconds`."""
+    def columns(self, steps: int, done: int, timed: int, seconds: float, first_s: float) -> dict[str, Any]:
+        """Columns of a row of `steps` steps, of which this attempt did `done`: `timed` of them one after another in `seconds`, and those of
+        a loop's first dispatch in `first_s`.
+
+        `step_s` is what the row's steps took; those of an attempt before count as long as this one's.
+        """
         if not timed:
-            rate, mfu = None, None
+            rate, mfu, seconds = None, None, 0.0
         else:
             rate = timed * self._run.batch_size / seconds
             mfu = utilisation(self._run, rate, self._devices)
-            self._productive_s += seconds * steps / timed
+        spent = first_s + seconds
+        self._productive_s += spent
         elapsed = time.perf_counter() - self._started
         goodput = min(1.0, self._productive_s / elapsed) if elapsed else None
         times = {"compile_s": round(self._compile_s, 3), "elapsed_s": round(elapsed, 3)}
-        return {"images_per_s": rate, "mfu": mfu, **times, "goodput": goodput}
+        return {"images_per_s": rate, "mfu": mfu, "step_s": spent * steps / done, **times, "goodput": goodput}

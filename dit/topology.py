@@ -51,3 +51,17 @@ def parse_mesh(text: str) -> MeshShape | None:
     if not known or len(sizes) < len(pairs):
         raise UserError(f"mesh '{text}': expected sizes of data, fsdp and tensor, such as data=4,fsdp=2")
     return MeshShape(**{name: int(size) for name, size in sizes.items()})
+
+
+def require_batch(batch_size: int, shape: MeshShape, accumulate: int = 1) -> None:
+    """Whether a batch can be cut into equal parts.
+
+    Raises:
+        UserError: naming the parts that do not divide it.
+    """
+    parts = shape.batch_shards * accumulate
+    if batch_size % parts:
+        steps = f" in {accumulate} accumulated parts" if accumulate > 1 else ""
+        raise UserError(
+            f"batch_size {batch_size} does not divide over data={shape.data} x fsdp={shape.fsdp}{steps}: expected a multiple of {parts}"
+        )

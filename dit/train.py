@@ -27,6 +27,7 @@ from dit.diffusion import Images, linear_schedule, tables, training_losses
 from dit.memory import choose_remat
 from dit.model import DiT, applied
 from dit.optim import adamw, gradient_level, moving_average
+from dit.topology import require_batch
 
 
 class TrainState(NamedTuple):
@@ -63,6 +64,10 @@ class Advance:
         leaves, structure = jax.tree.flatten(state)
         leaves, metrics = self.flat(leaves, images, labels)
         return jax.tree.unflatten(structure, leaves), metrics
+
+    def compile(self, leaves: list[Any], images: Any, labels: Any) -> None:
+        """Have `flat` traced and compiled for arguments of these shapes; nothing is done where it has been."""
+        self.flat.lower(leaves, images, labels).compile()  # type: ignore[attr-defined]
 
     def lower(self, state: TrainState, images: Any, labels: Any) -> jax.stages.Lowered:
         """Traced and lowered for arguments of these shapes."""
@@ -164,7 +169,7 @@ def build(run: RunConfig, mesh: Mesh | None = None, arguments: RunArguments | No
     arguments = arguments or RunArguments()
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     require_precision(run.precision, device)
-    meshes.require_batch(run.batch_size, meshes.mesh_shape(mesh), arguments.accumulate)
+    require_batch(run.batch_size, meshes.mesh_shape(mesh), arguments.accumulate)
     attention = best_attention(device, run.precision, run.model.hidden_size // run.model.num_heads)
     compute = Compute(run.precision, attention=attention, mesh=mesh)
     compute = dataclasses.replace(compute, remat=choose_remat(run, compute, arguments, device))

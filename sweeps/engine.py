@@ -20,7 +20,9 @@ DONE, USAGE, SOME_FAILED, STOPPED = 0, 2, 3, 75
 """Exit codes of `dit worker` and `dit sweep`; 75 (EX_TEMPFAIL) means preempted or cancelled with the state saved: run it again."""
 
 Listener = Callable[[dict[str, Any]], None]
-"""Takes events: `started`, `step`, `score`, `scored`, `warning`, `failed`, `died`, `finished`, each with its `run`."""
+"""Takes events: `started`, `step`, `score`, `scored`, `warning`, `failed`, `died`, `finished`, each with its `run`.
+
+Workers also tell the local engine that they are `ready`, or `refused` to begin at all and why."""
 
 
 @dataclass(frozen=True)

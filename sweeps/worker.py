@@ -61,10 +61,23 @@ class Worker:
         """Run the named cell, or whatever is left; the exit code, the same in all processes of a gang.
 
         Raises:
-            UserError: if storage fails so that not even that can be recorded; what was saved stays.
+            UserError: if there are too few devices, or if storage fails so that not even that can be recorded; what was saved stays.
         """
+        self.require_devices()
         with storage_errors(self.ledger.folder):
             return self._work(name)
+
+    def require_devices(self) -> None:
+        """Refuse a mesh that the devices here are too few for, before any cell is taken: it would fail every one of them.
+
+        Raises:
+            UserError: naming both numbers.
+        """
+        if self.arguments.mesh:
+            prepare()
+            from dit.mesh import make_mesh
+
+            make_mesh(self.arguments.mesh)
 
     def _work(self, name: str | None) -> int:
         if self.gang.leads:
@@ -178,7 +191,11 @@ class Worker:
 
 
 def serve(worker: Worker) -> int:
-    """Run the cells that come on standard input, a name each line, until it closes; a cell in hand is then left where it is."""
+    """Run the cells that come on standard input, a name each line, until it closes; a cell in hand is then left where it is.
+
+    Raises:
+        UserError: as `Worker.work`.
+    """
     inbox: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def listen() -> None:
@@ -188,6 +205,11 @@ def serve(worker: Worker) -> int:
 
     threading.Thread(target=listen, daemon=True).start()
     prepare()
+    try:
+        worker.require_devices()
+    except UserError as error:
+        worker.report({"event": "refused", "reason": str(error)})
+        raise
     worker.report({"event": "ready"})
     while not worker.stopping:
         try:

@@ -102,8 +102,8 @@ def crash(where, when, number):
 def log_steps(place):
     """Write down, by the system's monotonic clock, each claim as ["claim", at] and each dispatch of steps as [last step, from, to].
 
-    A dispatch lasts from the end of the one before it, or from its own beginning where it is the first of its loop; compiling is kept
-    out of it. Nothing waits for it: a thread of its own sees the steps end.
+    A dispatch lasts from the end of the one before it, or from its own beginning where it is the first of its loop. Nothing
+    waits for it: a thread of its own sees the steps end.
     """
     import jax
 
@@ -123,20 +123,21 @@ def log_steps(place):
             began, ended = began if is_first else ended, time.monotonic()
             log.write(json.dumps([step, began, ended]) + "\n")
 
-    def logged(advance, length):
-        compiled = []
+    class Logged(Advance):
+        def compile(self, *arguments):
+            self.flat.advance.compile(*arguments)
 
+    def logged(advance, length):
         def call(leaves, *batch):
-            if not compiled:
-                compiled.append(advance.flat.lower(leaves, *batch).compile())
             began = time.monotonic()
-            leaves, metrics = compiled[0](leaves, *batch)
+            leaves, metrics = advance.flat(leaves, *batch)
             is_first = loops[-1][1]
             loops[-1] = (loops[-1][0] + (length or len(batch[0])), False)
             flying.put((loops[-1][0], began, is_first, metrics))
             return leaves, metrics
 
-        return Advance(call)
+        call.advance = advance
+        return Logged(call)
 
     def build_logged(*arguments):
         program = build(*arguments)

@@ -51,5 +51,6 @@ def finish(processes: list[subprocess.Popen], timeout_s: float = 120) -> list[tu
         outputs = [process.communicate(timeout=timeout_s)[0] for process in processes]
     finally:
         for process in processes:
-            process.kill()
+            with process:  # waited for, also where another took too long
+                process.kill()
     return [(process.returncode, output) for process, output in zip(processes, outputs)]

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster_study import ends_of
 from slurm_cluster import free_port
 
 MARK = "DIT_TEST_CLUSTER"
@@ -74,6 +75,30 @@ class Cluster:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def kill_host(self, raylet: int) -> list[str]:
+        """Take a host away as a power cut does: its raylet, Ray's workers on it and their commands; the command lines of all."""
+        ended: dict[int, str] = {}
+        found = {raylet}
+        while found := found - ended.keys():  # stopped first, so that none sees another end and nothing new is started
+            for pid in found:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGSTOP)
+                    ended[pid] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+            found = {pid for pid in self.processes() if _parent(pid) in ended}
+        for pid in ended:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return list(ended.values())
+
+    def story(self) -> str:
+        """What a failed wait should show: the cluster's processes and the ends of its logs."""
+        logs = sorted(
+            (path for kind in ("log", "out", "err") for path in self.folder.rglob(f"*.{kind}") if path.is_file()),
+            key=lambda path: path.stat().st_mtime,
+        )
+        lines = [f"{pid} {line[:150]}" for pid, line in self.processes().items()]
+        return "\n".join([*lines, ends_of(logs[-12:])])
+
     def end(self) -> None:
         """Kill everything, until nothing is left."""
         deadline = time.monotonic() + 30
@@ -85,6 +110,14 @@ class Cluster:
         for process in self.started:
             process.communicate()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _parent(pid: int) -> int:
+    """The process that started it; 0 if it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def new(**environment: str) -> Cluster:
@@ -109,9 +142,9 @@ def start_head(cluster: Cluster, cpus: int = 2) -> None:
     line += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
     line += [f"--ray-client-server-port={free_port()}", "--object-store-memory=80000000"]
     cluster.start(line, "head.log")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 180
     while not _answers(f"{cluster.url}/api/jobs/"):
-        assert time.monotonic() < deadline, (cluster.folder / "head.log").read_text()
+        assert time.monotonic() < deadline and cluster.started[-1].poll() is None, cluster.story()
         time.sleep(0.3)
 
 
@@ -145,7 +178,7 @@ def pod(
     try:
         cluster.start(line, "pod.log")
         while not (found := [text for text in said.read_text().splitlines() if text.startswith("{")]):
-            assert time.monotonic() < deadline, said.read_text()
+            assert time.monotonic() < deadline and cluster.started[-1].poll() is None, cluster.story()
             time.sleep(0.3)
         known = json.loads(found[0])
         cluster.address = known["address"]

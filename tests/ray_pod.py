@@ -18,7 +18,7 @@ def main() -> None:
         for host in range(hosts):
             described = slice_host(f"slice{number}", host, *TOPOLOGIES[hosts]) if tpu else {}
             nodes[f"slice{number}-{host}"] = cluster.add_node(num_cpus=1, wait=False, **small, **described)
-    cluster.wait_for_nodes()
+    cluster.wait_for_nodes(timeout=150)
     raylets = {
         name: next(p.process.pid for many in node.all_processes.values() for p in many) for name, node in nodes.items()
     }

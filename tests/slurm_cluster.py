@@ -1,9 +1,13 @@
-"""A Slurm of the test's own: munge, a controller and two virtual nodes on this machine, on free ports and in a folder of their own."""
+"""A Slurm of the test's own: munge, a controller and two virtual nodes on this machine, on free ports and in a folder of their own.
+
+Nodes are named after addresses of this machine, so that processes on them find each other by their names.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import getpass
+import importlib.util
 import os
 import shutil
 import socket
@@ -14,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
+NODES = ("127.0.0.1", "127.0.0.2")
 CONFIGURATION = """ClusterName=dit
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
@@ -37,14 +42,16 @@ KillWait=10
 MinJobAge=300
 ReturnToService=2
 MailProg=/bin/true
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port1} CPUs=2 RealMemory=2000 State=UNKNOWN
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port2} CPUs=2 RealMemory=2000 State=UNKNOWN
-PartitionName=all Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP
+NodeName=127.0.0.1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port1} CPUs=2 RealMemory=2000 State=UNKNOWN
+NodeName=127.0.0.2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port2} CPUs=2 RealMemory=2000 State=UNKNOWN
+PartitionName=all Nodes=127.0.0.[1-2] Default=YES MaxTime=INFINITE State=UP
 """
 
 
 def missing() -> str:
-    """What keeps Slurm from being started here; empty if nothing does."""
+    """What keeps Slurm, or a sweep on it, from being started here; empty if nothing does."""
+    if importlib.util.find_spec("submitit") is None:
+        return 'submitit is not installed: pip install "dit-scaling[slurm]"'
     lacking = [name for name in DAEMONS if shutil.which(name, path=search_path()) is None]
     return f"{', '.join(lacking)} not installed: apt-get install --no-install-recommends slurm-wlm munge" * bool(
         lacking
@@ -67,7 +74,7 @@ def free_port() -> int:
 def slurm(**environment: str) -> Iterator[dict[str, str]]:
     """The environment in which Slurm's commands talk to a new cluster; its daemons pass it on to jobs."""
     root = Path(tempfile.mkdtemp(prefix="dit-slurm-"))
-    for name in ("state", "spool-n1", "spool-n2", "munge"):
+    for name in ("state", *(f"spool-{node}" for node in NODES), "munge"):
         (root / name).mkdir(mode=0o755)
     (root / "key").write_bytes(os.urandom(128))
     (root / "key").chmod(0o400)
@@ -83,8 +90,7 @@ def slurm(**environment: str) -> Iterator[dict[str, str]]:
             for line in (
                 ["munged", *munge],
                 ["slurmctld", "-D"],
-                ["slurmd", "-D", "-N", "n1"],
-                ["slurmd", "-D", "-N", "n2"],
+                *(["slurmd", "-D", "-N", node] for node in NODES),
             ):
                 daemons.append(
                     subprocess.Popen(line, env=settings, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=root)

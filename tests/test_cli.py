@@ -123,6 +123,15 @@ def test_an_unknown_verb_is_refused_with_the_ones_there_are(here, capsys):
         (["sweep", "demo", "--workers", "0"], "--workers 0: expected a positive whole number"),
         (["sweep", "demo", "--log-every", "-1"], "--log-every -1: expected a positive whole number"),
         (["sweep", "demo", "--checkpoint-every", "0"], "--checkpoint-every 0: expected a positive"),
+        (
+            ["sweep", "demo", "--accumulate", "7"],
+            "does not divide over data=1 x fsdp=1 in 7 accumulated parts: expected a",
+        ),
+        (["sweep", "demo", "--mesh", "data=5"], "does not divide over data=5 x fsdp=1: expected a multiple of 5"),
+        (
+            ["sweep", "demo", "--mesh", "data=4,speed=2"],
+            "expected sizes of data, fsdp and tensor, such as data=4,fsdp=2",
+        ),
         (["sweep", "demo", "--wandb", "on"], "invalid choice: 'on'"),
         (["plan", "dmo"], "unknown study 'dmo': expected one of"),
         (["sweep", "dmo"], "unknown study 'dmo': expected one of"),

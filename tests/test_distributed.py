@@ -2,7 +2,7 @@
 
 import pytest
 
-from dit.distributed import Group, detect, start
+from dit.distributed import Group, detect, part, start
 from dit.errors import UserError
 
 SLURM = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_STEP_NODELIST": "gpu[003-006,9],cpu1"}
@@ -67,3 +67,32 @@ def test_half_a_description_is_refused_in_one_line(environment, flags, message):
     with pytest.raises(UserError, match=message) as error:
         detect(environment, flags)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        (SLURM, (2, 4)),
+        ({"DIT_COORDINATOR": "h:1", "DIT_NUM_PROCESSES": "3", "DIT_PROCESS_ID": "1"}, (1, 3)),
+        ({"TPU_WORKER_HOSTNAMES": "t0,t1,t2,t3", "TPU_WORKER_ID": "3"}, (3, 4)),
+    ],
+)
+def test_a_part_of_the_work_is_known_without_a_connection(environment, expected):
+    assert part(environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({}, "no other processes are to be found"),
+        ({"TPU_WORKER_HOSTNAMES": "t0,t1"}, "does not say which of its hosts"),
+        ({"TPU_WORKER_HOSTNAMES": "t0,t1", "TPU_WORKER_ID": "one"}, "TPU_WORKER_ID is 'one'"),
+        (
+            {"MEGASCALE_COORDINATOR_ADDRESS": "h", "TPU_WORKER_HOSTNAMES": "t0,t1", "TPU_WORKER_ID": "0"},
+            "give --process",
+        ),
+    ],
+)
+def test_a_part_that_nobody_names_is_refused(environment, message):
+    with pytest.raises(UserError, match=message):
+        part(environment)

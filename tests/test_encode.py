@@ -341,3 +341,22 @@ def test_the_verb_reports_results_and_progress(
     assert "others are still to be encoded" in capsys.readouterr().out
     with pytest.raises(UserError, match="go together"):
         run_verb(*options, "--process-index", 1, "--out", tmp_path / "parts")
+    with pytest.raises(UserError, match="--distributed numbers the processes itself"):
+        run_verb(*options, *part, "--distributed", "--out", tmp_path / "parts")
+
+
+def test_processes_of_a_slurm_step_divide_the_shards(job: EncodeRun, tmp_path: Path, capsys, monkeypatch) -> None:
+    """By their numbers alone: one after the other, with nobody to connect to."""
+    options = ["--images", job.images, "--vae", job.vae, "--image-size", SIZE, "--max-broken", 1, "--shard-size", 10]
+    assert run_verb(*options, "--out", tmp_path / "alone") == 0
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "nowhere[1-2]")
+    for number in (1, 0):
+        monkeypatch.setenv("SLURM_PROCID", str(number))
+        assert run_verb(*options, "--distributed", "--out", tmp_path / "two") == 0
+        assert ("others are still to be encoded" in capsys.readouterr().out) == (number == 1)
+    names = [path.name for path in sorted((tmp_path / "alone").glob("shard-*"))]
+    assert len(names) > 2
+    assert [path.name for path in sorted((tmp_path / "two").glob("shard-*"))] == names
+    for name in names:
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()

@@ -15,8 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import worker_processes
-from process_group import free_port
-from worker_processes import SCRIPT, Nursery, attempts_of, ended, fake_cells, holdings, line, wait_for
+from worker_processes import SCRIPT, Nursery, attempts_of, ended, fake_cells, gang, holdings, wait_for
 
 from dit.config import RunArguments
 from dit.errors import UserError
@@ -259,17 +258,6 @@ def test_eight_workers_racing_for_four_cells_train_each_once(nursery, whole, tmp
 @pytest.mark.long
 def test_two_hosts_work_on_cells_as_one_and_a_lost_one_costs_nothing(tmp_path):
     """`--distributed`: process 0 claims; the other is killed, the group ends, and a new one goes on to what an undisturbed one has."""
-
-    def gang(folder):
-        named = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
-        environment = {**os.environ, **named, "JAX_PLATFORMS": "cpu"}
-        options = ["--distributed", "--lease", "30"]
-        return [
-            subprocess.Popen(
-                line(folder, *options), env={**environment, "JAX_PROCESS_ID": str(k)}, stderr=subprocess.DEVNULL
-            )
-            for k in range(2)
-        ]
 
     straight = make_study(tmp_path / "straight", RUNS[:2])
     with ended(*gang(straight)) as processes:

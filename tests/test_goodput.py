@@ -51,6 +51,18 @@ def test_steps_that_were_done_again_count_once_and_the_time_of_all_attempts_coun
     assert goodput(tmp_path, 8) == Goodput(pytest.approx(1 + 2 + 4), 8.0 + 3.0 + 10.0, pytest.approx(7 / 21), 0.0)
 
 
+def test_a_row_that_says_what_its_steps_took_counts_that(tmp_path):
+    attempt(tmp_path, 1, 20.0, [(10, None, 6.0), (20, 80.0, 7.0)])
+    rows = [
+        {"step": 10, "images_per_s": None, "elapsed_s": 6.0, "step_s": 3.0},
+        {"step": 20, "images_per_s": 80.0, "elapsed_s": 7.0, "step_s": 1.5},
+    ]
+    (tmp_path / "metrics" / "0001.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert goodput(tmp_path, 8).productive_s == pytest.approx(
+        4.5
+    )  # the first ten were slower than the rate of the others
+
+
 def test_a_killed_attempt_ended_between_its_last_sign_of_life_and_the_heartbeat_that_did_not_come(tmp_path):
     attempt(tmp_path, 1, None, [(10, 80.0, 26.0)])
     held(tmp_path, 1, 20.0, "")  # a row after 26 s, no heartbeat after 30 s: 28 s, 2 s too few or too many at most
@@ -83,13 +95,9 @@ KILLS = 20
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("kind", "bound"), [("arithmetic", 0.01), ("trained", 0.2)])
+@pytest.mark.parametrize(("kind", "bound"), [("arithmetic", 0.01), ("trained", 0.02)])
 def test_goodput_over_twenty_kills_is_near_an_independent_log(tmp_path, monkeypatch, kind, bound):
-    """The log: when this test killed each worker, and, by a hook in it, when it claimed the cell and when each step was at work.
-
-    A trained cell's first steps after each start are slower than the mean at which goodput counts the untimed ones: killed every three
-    seconds, it is told a tenth too low.
-    """
+    """The log: when this test killed each worker, and, by a hook in it, when it claimed the cell and when each step was at work."""
     monkeypatch.setenv("FAKE_STEP_S", "0.01")
     data, far = DATASETS["digits"], 200 if kind == "arithmetic" else 100
     model = model_config("adaln_zero", "B", 2, data, ladder="nano")

@@ -88,6 +88,10 @@ def test_the_host_never_waits_for_what_it_has_just_dispatched(program, monkeypat
             events.append(("batch", step))
             return DATA.batch(step)
 
+    class Step(Advance):
+        def compile(self, *arguments):
+            program.step.compile(*arguments)
+
     def step(leaves, images, labels):
         events.append(("step", sum(name == "step" for name, _ in events)))
         return program.step.flat(leaves, images, labels)
@@ -102,7 +106,7 @@ def test_the_host_never_waits_for_what_it_has_just_dispatched(program, monkeypat
     fetch, wait = jax.device_get, jax.block_until_ready
     monkeypatch.setattr(loop.jax, "device_get", of_metrics("fetch", fetch))
     monkeypatch.setattr(loop.jax, "block_until_ready", of_metrics("wait", wait))
-    train(dataclasses.replace(program, step=Advance(step)), program.init(), Watched(), 12, 3, lambda row: None)
+    train(dataclasses.replace(program, step=Step(step)), program.init(), Watched(), 12, 3, lambda row: None)
     order = [event for event in events if event[0] in ("step", "fetch")]
     for block in (3, 6, 9):  # a block's metrics are fetched after the next block's first step has been dispatched
         assert order.index(("step", block)) < [i for i, e in enumerate(order) if e[0] == "fetch"][block // 3 - 1]
@@ -212,18 +216,27 @@ def test_rows_say_how_fast_training_is_and_what_share_of_the_time_it_got(program
     with monkeypatch.context() as patch:
         patch.setattr("dit.throughput.time.perf_counter", lambda: now[0])
         meter = Meter(RUN, [Chip("cpu")])
-        meter.compiled(3.0)
+
+        class Slow:
+            def compile(self, leaves, images, labels):
+                now[0] += 3.0
+
+        assert meter.compile(Slow(), [], (None, None)) == 3.0
         now[0] = 110.0
-        row = meter.columns(steps=10, timed=9, seconds=4.5)
+        row = meter.columns(
+            steps=12, done=10, timed=9, seconds=4.5, first_s=0.5
+        )  # two of the steps were an earlier attempt's
         assert row == {
             "images_per_s": 9 * 8 / 4.5,
             "mfu": "unknown",
+            "step_s": pytest.approx(6.0),
             "compile_s": 3.0,
             "elapsed_s": 10.0,
             "goodput": pytest.approx(0.5),
         }
         now[0] = 120.0
-        assert meter.columns(steps=20, timed=20, seconds=10.0)["goodput"] == pytest.approx(0.75)
-        assert meter.columns(steps=1, timed=0, seconds=1.0)["images_per_s"] is None
+        assert meter.columns(20, 20, 20, seconds=10.0, first_s=0.0)["goodput"] == pytest.approx(0.75)
+        alone = meter.columns(steps=1, done=1, timed=0, seconds=1.0, first_s=2.0)
+        assert (alone["images_per_s"], alone["mfu"], alone["step_s"]) == (None, None, 2.0)
     _, rows = run_to(program, 20)
     assert set(TIMINGS) <= rows[0].keys() and rows[0]["mfu"] == "unknown"

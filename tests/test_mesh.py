@@ -15,9 +15,9 @@ from jax.sharding import PartitionSpec
 
 from dit.config import BLOCKS, DATASETS, ModelConfig, RunArguments, RunConfig
 from dit.errors import UserError
-from dit.mesh import local_rows, make_mesh, require_batch, rule
+from dit.mesh import local_rows, make_mesh, rule
 from dit.model import DiT
-from dit.topology import MeshShape, parse_mesh
+from dit.topology import MeshShape, parse_mesh, require_batch
 from dit.train import build
 
 SCRIPT = Path(__file__).parent / "mesh_curves.py"

@@ -1,13 +1,17 @@
-"""One run in two real processes: a notice that one of them gets, the same step for both, and the samples that they share."""
+"""One run in two real processes: a notice that one of them gets, the same step for both, the samples that they share, and a death."""
+
+import dataclasses
+import signal
 
 import jax
 import numpy as np
 import pytest
 from process_group import finish, start
 from test_chaos import RUN, STOPS
+from worker_processes import attempts_of, ended, fake_cells, gang, holdings, make_study
 
 from dit.checkpoint import Checkpoints, flatten
-from dit.config import Evaluation
+from dit.config import Evaluation, RunArguments
 from dit.processes import Processes
 from dit.run_scores import Draws
 from dit.sampling import Sampler
@@ -15,6 +19,7 @@ from dit.scoring import Scorer
 from dit.store import RunStore
 from dit.throughput import TIMINGS
 from dit.train import build
+from sweeps import arguments
 
 pytestmark = pytest.mark.long
 
@@ -121,3 +126,28 @@ def test_two_processes_draw_the_samples_of_a_lone_one(tmp_path):
     lone = drawn()
     assert [output.splitlines()[-1] for _, output in results] == [lone, lone]
     assert "(21, 8, 8, 1)" in lone
+
+
+def test_two_processes_go_on_with_the_samples_that_were_drawn_when_one_died(tmp_path):
+    """Process 0 dies when three of ten batches of an evaluation are kept; the next two draw the other seven, to the same score."""
+    (cell,) = fake_cells(1, steps=20)
+    cell = dataclasses.replace(cell, evaluations=(Evaluation(20, "digits", num_samples=40, sampling_steps=2),))
+
+    def study(name):
+        folder = make_study(tmp_path / name, (cell,))
+        arguments.save(folder, RunArguments(sample_batch_size=4))
+        return folder
+
+    straight, folder = study("straight"), study("study")
+    with ended(*gang(straight)) as processes:
+        assert [process.wait(timeout=600) for process in processes] == [0, 0]
+    with ended(*gang(folder, before=["--crash", "drawn:after:3"])) as (leader, _):
+        assert leader.wait(timeout=600) == -signal.SIGKILL
+    (kept,) = folder.rglob("drawn/*.part")
+    assert RunStore(folder, cell).missing_evaluations()
+    # Seven batches are left: an eighth file would end the worker.
+    with ended(*gang(folder, before=["--crash", "drawn:after:8"])) as processes:
+        assert [process.wait(timeout=600) for process in processes] == [0, 0]
+    assert not kept.exists()
+    assert [one.ended for one in attempts_of(folder, cell)] == ["", "done"]
+    assert holdings(folder) == holdings(straight)

@@ -1,6 +1,7 @@
 """`dit sample` and `dit evaluate` of a checkpoint in bfloat16, and shared between two real processes."""
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from process_group import free_port
 from test_sample_cli import DRAWN, ROOT, digits, study  # noqa: F401
+from worker_processes import ended
 
 import dit.sample_images
 from dit.cli import main
@@ -58,6 +60,26 @@ def test_bfloat16_is_drawn_where_the_device_has_it_and_refused_before_anything_e
     assert not np.array_equal(pixels, to_uint8(exact.images))
 
 
+def in_two(folder: Path, cache: Path, *arguments: str) -> list[tuple[int, str, str]]:
+    """A verb of `dit` in two processes that find each other by DIT_* variables: exit code and output of each."""
+    named = {"DIT_COORDINATOR": f"127.0.0.1:{free_port()}", "DIT_NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
+    named |= {"PYTHONPATH": str(ROOT), "DIT_CACHE": str(cache)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "dit", *arguments],
+            env={**os.environ, **named, "DIT_PROCESS_ID": str(k)},
+            cwd=folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for k in range(2)
+    ]
+    with ended(*processes):
+        outputs = [process.communicate(timeout=600) for process in processes]
+    return [(process.returncode, *output) for process, output in zip(processes, outputs)]
+
+
 @pytest.mark.long
 def test_two_processes_sample_and_evaluate_as_one_does(
     digits: Path,  # noqa: F811
@@ -72,28 +94,8 @@ def test_two_processes_sample_and_evaluate_as_one_does(
     scored = ["--reference", "digits", "--extractor", "digits", "--metrics", "fid", "inception_score", "--json"]
     assert main(["evaluate", str(digits), *drawn, *scored]) == 0
     (lone,) = json.loads(capsys.readouterr().out)
-
-    def in_two(*arguments: str) -> list[tuple[int, str, str]]:
-        named = {"DIT_COORDINATOR": f"127.0.0.1:{free_port()}", "DIT_NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
-        named |= {"PYTHONPATH": str(ROOT), "DIT_CACHE": str(tmp_path / "cache")}
-        command, pipes = (
-            [sys.executable, "-m", "dit", *arguments],
-            {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE},
-        )
-        processes = [
-            subprocess.Popen(
-                command, env={**os.environ, **named, "DIT_PROCESS_ID": str(k)}, cwd=tmp_path / "two", text=True, **pipes
-            )
-            for k in range(2)
-        ]
-        try:
-            outputs = [process.communicate(timeout=600) for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-        return [(process.returncode, *output) for process, output in zip(processes, outputs)]
-
-    (code, out, _), (other, nothing, _) = in_two("evaluate", str(digits), *drawn, *scored, "--distributed")
+    two = functools.partial(in_two, tmp_path / "two", tmp_path / "cache")
+    (code, out, _), (other, nothing, _) = two("evaluate", str(digits), *drawn, *scored, "--distributed")
     assert (code, other, nothing) == (0, 0, "")
     (row,) = json.loads(out)
     for name in ("fd_digits", "inception_score_digits"):
@@ -101,11 +103,31 @@ def test_two_processes_sample_and_evaluate_as_one_does(
     assert {**row, "spreads": None} == {**lone, "spreads": None}
     (npz,) = (tmp_path / "two").glob("*.npz")
     assert npz.read_bytes() == (tmp_path / npz.name).read_bytes()
-    refused = in_two("evaluate", "nothing.npz", *scored, "--distributed")
+    refused = two("evaluate", "nothing.npz", *scored, "--distributed")
     assert [code for code, *_ in refused] == [2, 2]
     assert all(error.splitlines()[-1].startswith("dit evaluate: ") for *_, error in refused)
     options = ["--num", "8", "--steps", "2", "--shard-size", "4", "--out", "s.npz", "--distributed"]
-    (code, said, _), (other, nothing, _) = in_two("sample", str(digits), *options)
+    (code, said, _), (other, nothing, _) = two("sample", str(digits), *options)
     assert (code, other, nothing) == (0, 0, "") and "8 images" in said
     assert main(["sample", str(digits), *options[:-1]]) == 0
     assert (tmp_path / "two" / "s.npz").read_bytes() == (tmp_path / "s.npz").read_bytes()
+
+
+@pytest.mark.long
+def test_two_processes_make_the_reference_of_a_lone_one(tmp_path: Path, capsys, monkeypatch) -> None:
+    """Each takes half of the images; their moments are one process's to rounding, the kept features each image's, in order."""
+    monkeypatch.chdir(tmp_path)
+    command = ["reference", "digits", "--extractor", "digits", "--out", "made.npz", "--json"]
+    assert main(command) == 0
+    (lone,) = json.loads(capsys.readouterr().out)
+    (tmp_path / "two").mkdir()
+    (code, out, _), (other, nothing, _) = in_two(tmp_path / "two", tmp_path / "cache", *command, "--distributed")
+    assert (code, other, nothing) == (0, 0, "")
+    assert json.loads(out) == [lone]
+    assert [path.name for path in (tmp_path / "two").iterdir()] == ["made.npz"]
+    with np.load("made.npz") as one, np.load("two/made.npz") as two:
+        assert one.files == two.files
+        assert len(two["features"]) == lone["num_images"] == lone["num_references"]
+        np.testing.assert_allclose(two["features"], one["features"], rtol=1e-5, atol=1e-5)
+        for name in set(one.files) & {"mu", "sigma", "mu_s", "sigma_s"}:
+            np.testing.assert_allclose(two[name], one[name], rtol=1e-5, atol=1e-6)

@@ -108,6 +108,18 @@ def under_way(study, folder, steps=100):
     return any(r.status()["step"] >= steps and r.status()["state"] == "running" for r in records(study, folder))
 
 
+def test_a_mesh_larger_than_the_machine_fails_no_cell(tmp_path):
+    """By the engine, whose workers find out, and by a worker alone: a line, exit code 2, and the cells are as they were."""
+    (tmp_path / "three.py").write_text(STUDY)
+    line = "a mesh of data=4,fsdp=1,tensor=1 needs 4 devices, there are 1 cpu device: ask for fewer\n"
+    done = sweep(tmp_path / "three.py", tmp_path / "out", "--mesh", "data=4")
+    assert (done.returncode, done.stderr.splitlines(keepends=True)[-1]) == (2, f"dit sweep: {line}")
+    alone = [sys.executable, "-m", "dit", "worker", "--study", str(tmp_path / "out"), "--mesh", "data=4"]
+    done = subprocess.run(alone, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (2, f"dit worker: {line}")
+    assert {row["status"] for row in status_rows(Ledger(tmp_path / "out"))} == {"planned"}
+
+
 def test_a_sweep_runs_every_cell_and_says_so(study, whole):
     out, done = whole
     assert (done.returncode, done.stdout) == (0, ""), done.stderr

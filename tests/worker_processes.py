@@ -11,6 +11,8 @@ import threading
 import time
 from pathlib import Path
 
+from process_group import free_port
+
 from analysis.results import results
 from dit.config import DATASETS, Evaluation, RunConfig, model_config
 from dit.lease import attempts, run_files
@@ -45,6 +47,16 @@ def fake(folder, *options, crash=None, before=(), **named):
     command = line(folder, *options, before=["--fake", *crashing, *before])
     named = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **named}
     return subprocess.Popen(command, **named)
+
+
+def gang(folder, *options, before=()):
+    """One worker in two real processes, started."""
+    named = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
+    command = line(folder, "--distributed", "--lease", "30", *options, before=before)
+    return [
+        subprocess.Popen(command, env={**os.environ, **named, "JAX_PROCESS_ID": str(k)}, stderr=subprocess.DEVNULL)
+        for k in range(2)
+    ]
 
 
 class Nursery:

@@ -4,17 +4,20 @@
 
 The images lie in one folder per class, or any folder with --labels FILE (CSV or JSON of path and label). The autoencoder is a diffusers
 folder on this machine, or a .safetensors or .bin file with its config.json; nothing is downloaded. Run again to resume: finished
-shards are kept. On several machines with one --out folder, each takes its part (by --process-index, or JAX's own numbers).
+shards are kept. On several machines with one --out folder, each takes its part of the shards: by --distributed, which takes its number
+from Slurm's job step, a TPU slice or DIT_* variables, by --process-index, or by JAX's own numbers. The last to end writes the manifest.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 import warnings
 from pathlib import Path
 
+from dit import distributed
 from dit.errors import UserError
 
 
@@ -32,23 +35,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--shard-size", type=int, default=4096, help="images per shard (default: %(default)s)")
     add("--max-broken", type=float, default=0.01, help="share of broken images that is an error (default: %(default)s)")
     add("--precision", choices=("float32", "fast"), default="float32", help="matrix products; fast: TF32 or bfloat16")
+    distributed.declare(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Encode what is missing, with progress; exit code of the verb."""
+    if (args.process_index is None) != (args.process_count is None):
+        raise UserError("--process-index and --process-count go together; give both or neither")
+    options = vars(args)
+    if options.pop("distributed"):
+        if args.process_index is not None:
+            raise UserError("--distributed numbers the processes itself: leave --process-index and --process-count out")
+        options["process_index"], options["process_count"] = distributed.part(os.environ)
     # JAX takes seconds to import; --help and wrong arguments should not.
     import jax
 
     from dit.encode import EncodeRun, encode
 
-    if (args.process_index is None) != (args.process_count is None):
-        raise UserError("--process-index and --process-count go together; give both or neither")
     if args.process_index is None:
         args.process_index, args.process_count = jax.process_index(), jax.process_count()
     with warnings.catch_warnings(), _Display() as display:
         # Pillow warns about odd EXIF data and large images, thousands of times in ImageNet; damage is counted by us.
         warnings.filterwarnings("ignore", module="PIL")
-        progress, manifest = encode(EncodeRun(**vars(args)), display.show)
+        progress, manifest = encode(EncodeRun(**options), display.show)
     if manifest is None:
         print(f"{args.out}: this process's {progress.done:,} images are done; others are still to be encoded")
         return 0

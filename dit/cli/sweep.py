@@ -12,10 +12,11 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
+from dit.config import RunArguments, RunConfig
 from dit.errors import UserError
-from dit.store import check_study_folder, storage_errors
+from dit.store import RunStore, check_study_folder, storage_errors
+from dit.topology import MeshShape, parse_mesh, require_batch
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +54,9 @@ def _sweep(args: argparse.Namespace) -> int:
     folder = args.out or Path("runs") / study.name
     check_study_folder(folder, study.name)
     chosen = arguments.given(args, arguments.load(folder))
-    _require_paths(runs, folder, chosen)
+    left = [run for run in runs if not RunStore(folder, run).is_done()]
+    _require_paths(left, chosen)
+    _require_layout(left, chosen)
     if args.declare:
         declare(study, folder, chosen)
         print(f"declared: `dit worker --study {shlex.quote(str(folder))}` on any hosts runs it", file=sys.stderr)
@@ -87,14 +90,22 @@ def _sweep(args: argparse.Namespace) -> int:
     return 75 if outcome.stopped else 3 if outcome.failed else 0
 
 
-def _require_paths(runs: Any, folder: Path, arguments: Any) -> None:
+def _require_paths(left: list[RunConfig], arguments: RunArguments) -> None:
     """Say at once, not cell by cell, what runs on latents lack."""
-    from dit.store import RunStore
-
-    left = [run for run in runs if run.data.is_latent and not RunStore(folder, run).is_done()]
-    needed = ["data"] * bool(left) + ["vae", "reference"] * any(run.evaluations for run in left)
+    on_latents = [run for run in left if run.data.is_latent]
+    needed = ["data"] * bool(on_latents) + ["vae", "reference"] * any(run.evaluations for run in on_latents)
     missing = [f"--{name}" for name in needed if not getattr(arguments, name)]
     if missing:
         raise UserError(
             f"the study trains on latents of your own images: give {', '.join(missing)} (see docs/imagenet.md)"
         )
+
+
+def _require_layout(left: list[RunConfig], arguments: RunArguments) -> None:
+    """Say likewise which batch the mesh and the accumulation do not divide."""
+    shape = parse_mesh(arguments.mesh) or MeshShape()
+    for run in left:
+        try:
+            require_batch(run.batch_size, shape, arguments.accumulate)
+        except UserError as error:
+            raise UserError(f"{run.run}: {error}") from error

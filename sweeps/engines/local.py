@@ -167,6 +167,8 @@ class LocalEngine:
         return dict(self._states)
 
     def _take(self, process: Process, event: dict[str, Any]) -> None:
+        if event["event"] == "refused":
+            raise UserError(event["reason"])
         if event["event"] != "ready":
             self.listen({**event, "worker": process.number})
         if event["event"] in ("ready", "finished"):

@@ -1,16 +1,16 @@
-"""The Slurm engine: one job per cell, submitted with plain `sbatch`; what vanished without having ended is submitted again.
+"""The Slurm engine: one job per cell, submitted by submitit; what vanished without having ended is submitted again.
 
 Slurm is asked where a job is (`squeue`) and never whether a cell is done: that is the ledger's to say, so nothing depends on accounting.
 A job's name holds the study's folder and the cell, by which a later sweep on any login node takes over the jobs of an earlier one.
-A job runs a command line and no pickle. SIGTERM comes two minutes before its time is up; the cell is saved, and the job requeues itself.
+SIGTERM comes two minutes before a job's time is up; the cell is saved, and the job requeues itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import getpass
+import importlib.util
 import re
-import shlex
 import subprocess
 import time
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ from sweeps.engine import (
     Listener,
     Resources,
 )
-from sweeps.engines import needs
+from sweeps.engines import needs, slurm_jobs
 from sweeps.queues import Queue
 
 POLL_S = 15.0
@@ -104,15 +104,19 @@ def resources(args: argparse.Namespace, run: RunConfig, declared: needs.Declared
             raise UserError(
                 f"sbatch option {name!r}: expected a long option such as partition, and none of {', '.join(OURS)}"
             )
+        if not slurm_jobs.is_one_line(options[name]):
+            raise UserError(f"sbatch option {name!r} is {options[name]!r}: expected one line")
     return Resources(**{**vars(asked), "scheduler": tuple(options.items())})
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse limits that make no sense, and a machine without Slurm."""
+    """Refuse limits that make no sense, and a machine without submitit or Slurm."""
     if args.max_jobs < 1:
         raise UserError(f"--max-jobs {args.max_jobs}: expected a positive whole number")
     if not args.poll_every > 0:
         raise UserError(f"--poll-every {args.poll_every}: expected a positive number of seconds")
+    if importlib.util.find_spec("submitit") is None:
+        raise UserError('--engine slurm needs submitit, which is not installed here: pip install "dit-scaling[slurm]"')
     done = _slurm(["squeue", f"--user={getpass.getuser()}", "--noheader"])
     if done.returncode != 0:
         raise UserError(f"Slurm does not answer here: {_last_line(done.stderr)}")
@@ -141,7 +145,10 @@ class SlurmEngine:
     ):
         self.folder, self.listen, self.python = folder.absolute(), listen, python
         self._max_jobs, self._poll_s = max_jobs, poll_s
+        if not slurm_jobs.is_one_line(str(self.folder)):
+            raise UserError(f"{str(self.folder)!r}: expected a folder's name of one line with --engine slurm")
         self._prefix = f"dit-{digest(str(self.folder), 8)}-"
+        self._scripts = slurm_jobs.jobs_folder(self._prefix.strip("-"))
         self._jobs: dict[str, Job] = {}
         self._waiting: dict[str, CellTask] = {}
         self._queue = Queue(folder, self.name, detached=True)
@@ -157,6 +164,7 @@ class SlurmEngine:
             run_folder(self.folder, task.cell)  # names that are none stop here
         for cell, job in self._listing().items():
             self._jobs[cell] = job
+        slurm_jobs.tidy(self._scripts, {job.number for job in self._jobs.values()})
         for task in cells:
             if self._jobs.get(task.cell, Job("", GONE)).state == GONE:
                 self._waiting[task.cell] = task
@@ -168,45 +176,31 @@ class SlurmEngine:
             in_queue = sum(job.state != GONE for job in self._jobs.values())
             if in_queue >= self._max_jobs:
                 break
-            done = _slurm(["sbatch", *self._options(task)], script(self._command(task), task.resources))
-            if done.returncode == 0:
-                self._jobs[cell] = Job(done.stdout.strip().partition(";")[0], PENDING)
-                del self._waiting[cell]
-            elif TRANSIENT.search(done.stderr):
-                self._warn(f"Slurm takes no job now ({_last_line(done.stderr)}): trying again")
+            try:
+                number = self._place(task)
+            except slurm_jobs.Refused as error:
+                said = str(error)
+                if not TRANSIENT.search(said):
+                    raise UserError(f"sbatch refused the job of {cell}: {_last_line(said)}") from error
+                self._warn(f"Slurm takes no job now ({_last_line(said)}): trying again")
                 break
-            else:
-                raise UserError(f"sbatch refused the job of {cell}: {_last_line(done.stderr)}")
+            self._jobs[cell] = Job(number, PENDING)
+            del self._waiting[cell]
         self._save()
 
-    def _command(self, task: CellTask) -> Sequence[str]:
-        return task.command if self.python is None else (self.python, *task.command[1:])
-
-    def _options(self, task: CellTask) -> list[str]:
-        """The options of a cell's job, the user's after this engine's own choices."""
-        asked = task.resources
-        log = self.folder / "logs" / f"slurm-{task.cell}-%j.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        options = {
-            "job-name": self._prefix + task.cell,
-            "output": f"{str(self.folder).replace('%', '%%')}/logs/{log.name}",
-            "open-mode": "append",
-            "signal": f"TERM@{WARNING_S}",
-            "nodes": str(asked.hosts),
-            "ntasks": str(asked.hosts),
-            "ntasks-per-node": "1",
-            "cpus-per-task": str(asked.cpus_per_host),
-        }
-        if asked.chips_per_host:
-            options["gres"] = f"gpu:{asked.chips_per_host}"
-        if asked.memory_gb:
-            options["mem"] = f"{round(asked.memory_gb * 1024)}M"
-        options |= dict(asked.scheduler)
-        return [
-            "--parsable",
-            "--requeue",
-            *(f"--{name}={value}" if value else f"--{name}" for name, value in options.items()),
-        ]
+    def _place(self, task: CellTask) -> str:
+        """Submit a cell's job, the user's options after this engine's own choices; its number."""
+        words = task.command if self.python is None else (self.python, *task.command[1:])
+        logs = self.folder / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        return slurm_jobs.submit(
+            self._scripts,
+            words,
+            self._prefix + task.cell,
+            f"{str(logs).replace('%', '%%')}/slurm-{task.cell}-%j.log",
+            task.resources,
+            {"signal": f"TERM@{WARNING_S}", **dict(task.resources.scheduler)},
+        )
 
     def poll(self, timeout_s: float = 1.0) -> dict[str, CommandState]:
         """Where every cell's job is, as of the last look at the queue."""
@@ -297,27 +291,14 @@ class SlurmEngine:
         self._save()
 
 
-def script(command: Sequence[str], asked: Resources) -> str:
-    """The job: the command on each of its hosts; one that saved its cell (exit code 75) puts the job back into the queue."""
-    step = ["srun", "--kill-on-bad-exit=1", f"--cpus-per-task={asked.cpus_per_host}", *command]
-    return f"""#!/bin/sh
-{shlex.join(step)}
-code=$?
-if [ "$code" -eq {STOPPED} ]; then
-  scontrol requeue "$SLURM_JOB_ID"
-fi
-exit "$code"
-"""
-
-
-def _slurm(command: list[str], script: str | None = None) -> subprocess.CompletedProcess[str]:
+def _slurm(command: list[str]) -> subprocess.CompletedProcess[str]:
     """A finished command of Slurm's.
 
     Raises:
         UserError: where it is not installed.
     """
     try:
-        return subprocess.run(command, input=script, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
     except FileNotFoundError as error:
         raise UserError(
             f"no {command[0]} on this machine: run --engine slurm on a login node of the cluster"
