@@ -176,7 +176,7 @@ def test_an_imported_study_is_read_by_the_other_verbs(tmp_path, capsys, monkeypa
     out = str(tmp_path / "theirs")
     stated = [f"{name}={value}" for name, value in STATED.items()]
     assert main(["import-wandb", "team/dit", "--out", out, "--map", "fid=quality/fid", "--set", *stated]) == 0
-    assert "1 runs of study theirs" in capsys.readouterr().out
+    assert "1 run of study theirs" in capsys.readouterr().out
     for verb in (
         ["results"],
         ["status"],

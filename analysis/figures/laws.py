@@ -227,7 +227,9 @@ def _errors(validation: Validation) -> str:
 
 
 def _value(one: Parameter) -> str:
-    return f"{one.name} = {one.value:,.3g}" if one.value is not None else f"{one.name} not determined"
+    if one.value is None:
+        return f"{one.name} not determined"
+    return f"{one.name} = {one.value:,.3g}" + (f" ({one.remark})" if one.remark else "")
 
 
 def _law_panel(axes: Axes, law: LawFit, shown: Scores, looks: Looks) -> None:

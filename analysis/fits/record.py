@@ -71,6 +71,11 @@ class Parameter(Record):
     said: str | None = None
     meaning: str = ""
 
+    @property
+    def remark(self) -> str:
+        """The first words of `said`, such as "hardly identified"; empty where there is none."""
+        return (self.said or "").partition(":")[0]
+
 
 @dataclass(frozen=True)
 class Note(Record):

@@ -114,7 +114,7 @@ def _parameter(one: Parameter) -> str:
     if one.value is None:
         return f"{one.name} not determined ({one.said})"
     between = [] if one.interval is None else [str(one.interval)]
-    remarks = "; ".join([*between, *([one.said.partition(":")[0]] if one.said else [])])
+    remarks = "; ".join([*between, *([one.remark] if one.remark else [])])
     return f"{one.name} = {one.value:.4g}" + (f" ({remarks})" if remarks else "")
 
 
