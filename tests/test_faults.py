@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import worker_processes
-from worker_processes import SCRIPT, Nursery, attempts_of, ended, fake_cells, gang, holdings, wait_for
+from worker_processes import SCRIPT, Nursery, attempts_of, ended, fake_cells, gang, holdings, line, wait_for
 
 from dit.config import RunArguments
 from dit.errors import UserError
