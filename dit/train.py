@@ -26,7 +26,7 @@ from dit.config import RunArguments, RunConfig
 from dit.diffusion import Images, linear_schedule, tables, training_losses
 from dit.memory import choose_remat
 from dit.model import DiT, applied
-from dit.optim import adamw, gradient_level, moving_average
+from dit.optim import adamw, gradient_norm, level_before, moving_average
 
 
 class TrainState(NamedTuple):
@@ -174,7 +174,7 @@ def build(run: RunConfig, mesh: Mesh | None = None, arguments: RunArguments | No
         _, params = nnx.split(DiT(run.model, rngs=nnx.Rngs(_keys(run.seed)[0])))
         return TrainState(params, jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.zeros((), jnp.int32))
 
-    step = functools.partial(_step, run, model, optimizer, arguments.accumulate)
+    step = functools.partial(_step, run, model, optimizer, arguments.accumulate, mesh is None)
 
     def steps(state: TrainState, images: Array, labels: Array) -> tuple[TrainState, Metrics]:
         return jax.lax.scan(lambda carry, batch: step(carry, *batch), state, (images, labels))
@@ -209,6 +209,7 @@ def _step(
     model: Callable,
     optimizer: optax.GradientTransformation,
     accumulate: int,
+    one_device: bool,
     state: TrainState,
     images: Images,
     labels: Int[Array, " B"],
@@ -218,8 +219,8 @@ def _step(
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params: PyTree = optax.apply_updates(state.params, updates)
     after = TrainState(params, moving_average(state.ema, params, run.optim.ema_decay), opt_state, state.step + 1)
-    grad_norm = optax.tree.norm(gradients)
-    spiked = grad_norm > run.guard.spike_factor * gradient_level(state.opt_state, run.optim)
+    grad_norm = gradient_norm(gradients, together=one_device)
+    spiked = grad_norm > run.guard.spike_factor * level_before(opt_state, grad_norm, run.optim)
     skip = jnp.zeros((), bool)
     if run.guard.nonfinite == "skip":
         skip |= ~(jnp.isfinite(loss.loss) & jnp.isfinite(grad_norm))
