@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dit import mesh as meshes
-from dit.compute import Compute, best_attention, require_precision
+from dit.compute import Compute, compute_on, require_precision
 from dit.config import RunArguments, RunConfig
 from dit.diffusion import Images, linear_schedule, tables, training_losses
 from dit.memory import choose_remat
@@ -165,8 +165,7 @@ def build(run: RunConfig, mesh: Mesh | None = None, arguments: RunArguments | No
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     require_precision(run.precision, device)
     meshes.require_batch(run.batch_size, meshes.mesh_shape(mesh), arguments.accumulate)
-    attention = best_attention(device, run.precision, run.model.hidden_size // run.model.num_heads)
-    compute = Compute(run.precision, attention=attention, mesh=mesh)
+    compute = compute_on(device, run.precision, run.model, mesh)
     compute = dataclasses.replace(compute, remat=choose_remat(run, compute, arguments, device))
     model, optimizer = applied(run.model, compute, device.platform), adamw(run.optim)
 
