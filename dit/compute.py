@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
-from dit.config import Precision
+from dit.config import ModelConfig, Precision
 from dit.errors import UserError
 
 Attend = Literal["plain", "heads_first", "xla", "cudnn"]
@@ -96,6 +96,13 @@ def best_attention(device: Any, precision: Precision, head_dim: int) -> Attend:
         return "heads_first"
     half = precision == "bfloat16" and head_dim % 8 == 0 and head_dim <= 128
     return "cudnn" if half and device.platform == "gpu" and (_capability(device) or 0.0) >= 8.0 else "xla"
+
+
+def compute_on(device: Any, precision: Precision, model: ModelConfig, mesh: Mesh | None = None) -> Compute:
+    """The model on that device, or over a mesh of its like, with the fastest attention."""
+    return Compute(
+        precision, attention=best_attention(device, precision, model.hidden_size // model.num_heads), mesh=mesh
+    )
 
 
 def require_precision(precision: Precision, device: Any) -> None:

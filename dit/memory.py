@@ -29,6 +29,9 @@ STATE_BYTES = 5 * 4
 USABLE = 0.9
 """Share of a device's memory that the count may reach: the rest is for the compiler's own buffers and fragmentation."""
 
+KEPT_ON_CPU = 2**28
+"""Bytes of activations that a CPU keeps at most: to write and read more of them takes longer than to compute them again."""
+
 Policy = Literal["none", "dots", "full"]
 
 
@@ -36,6 +39,8 @@ def choose_remat(
     run: RunConfig, compute: Compute, arguments: RunArguments, device: Any, limit: int | None = None
 ) -> Policy:
     """The policy asked for; of "auto" the one that recomputes least of those that fit, "none" where the memory is unknown.
+
+    A CPU recomputes all but the products with weights as soon as it would keep much, because it is faster.
 
     Args:
         limit: bytes of memory of a device; as the device says if `None`.
@@ -57,11 +62,11 @@ def choose_remat(
         )
     images = run.batch_size // (shape.batch_shards * arguments.accumulate)
     room = USABLE * limit - state
-    if images * _at_most(run) < room:
+    most: dict[Policy, float] = {"none": min(room, KEPT_ON_CPU) if device.platform == "cpu" else room, "dots": room}
+    if images * _at_most(run) < most["none"]:
         return "none"
-    policies: tuple[Policy, ...] = ("none", "dots")
-    for policy in policies:
-        if images * activation_bytes(run, dataclasses.replace(compute, remat=policy)) < room:
+    for policy, bound in most.items():
+        if images * activation_bytes(run, dataclasses.replace(compute, remat=policy)) < bound:
             return policy
     return "full"
 

@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 
 from dit import store
 from dit.checkpoint import CheckpointWriter
-from dit.compute import Compute, require_precision
+from dit.compute import compute_on, require_precision
 from dit.config import Evaluation, RunArguments, RunConfig
 from dit.data import Dataset, ImageDataset, load_images
 from dit.errors import UserError
@@ -158,7 +158,8 @@ class _Execution:
             folder / "checkpoints", run.hash, arguments.keep_checkpoints, journal.fence, processes
         )
         self.averages = CheckpointWriter(folder / "ema", run.hash, None, journal.fence, processes)
-        float32 = applied(run.model, Compute(), self.program.devices[0].platform)
+        device = self.program.devices[0]
+        float32 = applied(run.model, compute_on(device, "float32", run.model), device.platform)
         sampler = Sampler(float32, run.model, run.diffusion, arguments.sample_batch_size)
         self.draws = Draws(sampler, processes, self._go_on)
 

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32, Int32, PyTree
 
-from dit.compute import Compute, best_attention, require_precision
+from dit.compute import compute_on, require_precision
 from dit.config import DiffusionConfig, Evaluation, ModelConfig, Precision
 from dit.diffusion import Model, guided, linear_schedule, respace, respaced_timesteps, sample, tables
 from dit.mesh import here
@@ -113,5 +113,4 @@ class Sampler:
             return self._apply
         device = jax.local_devices()[0]
         require_precision(precision, device)
-        attention = best_attention(device, precision, self._model.hidden_size // self._model.num_heads)
-        return applied(self._model, Compute(precision, attention=attention), device.platform)
+        return applied(self._model, compute_on(device, precision, self._model), device.platform)

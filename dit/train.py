@@ -21,12 +21,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dit import mesh as meshes
-from dit.compute import Compute, best_attention, require_precision
+from dit.compute import Compute, compute_on, require_precision
 from dit.config import RunArguments, RunConfig
 from dit.diffusion import Images, linear_schedule, tables, training_losses
 from dit.memory import choose_remat
 from dit.model import DiT, applied
-from dit.optim import adamw, gradient_level, moving_average
+from dit.optim import adamw, gradient_norm, level_before, moving_average
 from dit.topology import require_batch
 
 
@@ -170,8 +170,7 @@ def build(run: RunConfig, mesh: Mesh | None = None, arguments: RunArguments | No
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     require_precision(run.precision, device)
     require_batch(run.batch_size, meshes.mesh_shape(mesh), arguments.accumulate)
-    attention = best_attention(device, run.precision, run.model.hidden_size // run.model.num_heads)
-    compute = Compute(run.precision, attention=attention, mesh=mesh)
+    compute = compute_on(device, run.precision, run.model, mesh)
     compute = dataclasses.replace(compute, remat=choose_remat(run, compute, arguments, device))
     model, optimizer = applied(run.model, compute, device.platform), adamw(run.optim)
 
@@ -179,7 +178,7 @@ def build(run: RunConfig, mesh: Mesh | None = None, arguments: RunArguments | No
         _, params = nnx.split(DiT(run.model, rngs=nnx.Rngs(_keys(run.seed)[0])))
         return TrainState(params, jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.zeros((), jnp.int32))
 
-    step = functools.partial(_step, run, model, optimizer, arguments.accumulate)
+    step = functools.partial(_step, run, model, optimizer, arguments.accumulate, mesh is None)
 
     def steps(state: TrainState, images: Array, labels: Array) -> tuple[TrainState, Metrics]:
         return jax.lax.scan(lambda carry, batch: step(carry, *batch), state, (images, labels))
@@ -214,6 +213,7 @@ def _step(
     model: Callable,
     optimizer: optax.GradientTransformation,
     accumulate: int,
+    one_device: bool,
     state: TrainState,
     images: Images,
     labels: Int[Array, " B"],
@@ -223,8 +223,8 @@ def _step(
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params: PyTree = optax.apply_updates(state.params, updates)
     after = TrainState(params, moving_average(state.ema, params, run.optim.ema_decay), opt_state, state.step + 1)
-    grad_norm = optax.tree.norm(gradients)
-    spiked = grad_norm > run.guard.spike_factor * gradient_level(state.opt_state, run.optim)
+    grad_norm = gradient_norm(gradients, together=one_device)
+    spiked = grad_norm > run.guard.spike_factor * level_before(opt_state, grad_norm, run.optim)
     skip = jnp.zeros((), bool)
     if run.guard.nonfinite == "skip":
         skip |= ~(jnp.isfinite(loss.loss) & jnp.isfinite(grad_norm))

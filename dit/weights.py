@@ -26,7 +26,7 @@ from jaxtyping import Array, PyTree
 
 from dit import diffusers_names, official
 from dit.checkpoint import Checkpoints, CheckpointWriter, flatten
-from dit.compute import Compute
+from dit.compute import compute_on
 from dit.config import (
     DataConfig,
     DiffusionConfig,
@@ -62,7 +62,7 @@ class Loaded:
     @property
     def apply(self) -> Callable[[PyTree, Array, Array, Array], Array]:
         """`(params, x, t, y) -> output`, in float32."""
-        return applied(self.model, Compute(), jax.default_backend())
+        return applied(self.model, compute_on(jax.devices()[0], "float32", self.model), jax.default_backend())
 
 
 def open_checkpoint(path: str | Path, step: int | None = None, declared: Declared = Declared()) -> Loaded:  # noqa: B008

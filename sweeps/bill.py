@@ -126,7 +126,8 @@ def _attention(told: dict[str, dict[str, int]]) -> str:
 def memory_of(run: RunConfig, settings: Settings) -> Need:
     """Memory of one device under the mesh and policy: compiled where asked for or kept, else counted."""
     shape, hardware = settings.shape, settings.hardware
-    counted = estimate(run, shape, settings.remat, int(hardware.chip.memory_gib * 2**30))
+    limit = int(hardware.chip.memory_gib * 2**30)
+    counted = estimate(run, shape, settings.remat, limit, on_cpu=hardware.chip.kind == "cpu")
     if counted.needed is None or settings.memory == "analytic":
         return counted
     arguments = (run, hardware, settings.mesh, settings.remat)

@@ -19,6 +19,8 @@ Policy = Literal["none", "dots", "full"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 USABLE = 0.9
 """Share of a device that training's choice of a policy lets its own count reach (`dit.memory`)."""
+KEPT_ON_CPU = 2**28
+"""Bytes of activations beyond which training recomputes on a CPU, likewise."""
 CARRIED = 4 * 4
 """Bytes of a parameter, its two moments and its average."""
 
@@ -81,16 +83,20 @@ class Need:
     report: dict[str, Any] | None = None
 
 
-def estimate(run: RunConfig, shape: MeshShape, remat: str, limit: int) -> Need:
+def estimate(run: RunConfig, shape: MeshShape, remat: str, limit: int, on_cpu: bool = False) -> Need:
     """Bytes of one device for a step under the policy; "auto" takes the one that recomputes least of those within `USABLE`, else "full".
 
     Args:
         limit: bytes that a program may use of a device.
+        on_cpu: whether "auto" keeps no more than a CPU should.
     """
     if run.batch_size % shape.batch_shards:
         why = f"batch {run.batch_size} does not divide over {shape.batch_shards} devices"
         return Need(remat, None, "analytic", False, why_not=why)
     policies = POLICIES if remat == "auto" else (remat,)
+    images = run.batch_size // shape.batch_shards
+    if remat == "auto" and on_cpu and images * activation_bytes(run, "none", shape.tensor) >= KEPT_ON_CPU:
+        policies = policies[1:]
     for policy in policies:
         needed = step_bytes(run, shape, policy)
         if needed <= USABLE * limit:

@@ -1,6 +1,7 @@
 """Precision, attention, rematerialisation and memory: what changes results, what only changes how they are computed, what is refused."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -201,6 +202,17 @@ def test_the_least_recomputation_that_fits_is_chosen():
     assert choose_remat(run, compute, RunArguments(remat="dots"), Chip(), limit=900 * 2**30) == "dots"
     assert choose_remat(run, compute, RunArguments(), Chip()) == "none"  # a device that does not say
     assert choose_remat(run, compute, RunArguments(accumulate=32), Chip(limit=40 * 2**30)) == "none"
+
+
+def test_a_cpu_recomputes_where_it_would_keep_much():
+    cpu, model = Chip("cpu"), model_config("adaln_zero", "S", 8, DATASETS["imagenet256"])
+    run = RunConfig(model, DATASETS["imagenet256"], 1, batch_size=1)
+    images = math.ceil(memory.KEPT_ON_CPU / activation_bytes(run, Compute()))
+    for batch, policy in ((images - 1, "none"), (images, "dots")):
+        run = dataclasses.replace(run, batch_size=batch)
+        assert choose_remat(run, Compute(), RunArguments(), cpu, limit=2**40) == policy
+        assert choose_remat(run, Compute(), RunArguments(), Chip("tpu"), limit=2**40) == "none"
+        assert choose_remat(run, Compute(), RunArguments(remat="none"), cpu, limit=2**40) == "none"
 
 
 def test_weights_that_do_not_fit_are_refused_in_one_line():

@@ -12,7 +12,7 @@ from dit.data import ImageDataset, load_images
 from dit.errors import UserError
 from dit.flops import macs
 from dit.loop import Dispatch, Diverged, GradientSpike, dispatches, steps_per_dispatch, train
-from dit.optim import adamw, gradient_level
+from dit.optim import TOGETHER, adamw, gradient_norm, level_before
 from dit.throughput import TIMINGS, Meter, peak_flops, utilisation
 from dit.train import Advance, build
 
@@ -132,17 +132,32 @@ def test_an_interrupted_loop_ends_between_dispatches_and_the_next_one_takes_its_
     assert without_timings(rows) == without_timings(expected)
 
 
-def test_the_gradients_level_is_its_running_root_mean_square():
+def test_the_gradients_level_is_its_running_root_mean_square_before_the_step():
     optim = OptimConfig(b2=0.9)
     optimizer, params = adamw(optim), {"w": np.zeros(3, np.float32)}
-    state = optimizer.init(params)
-    assert np.isinf(gradient_level(state, optim))
-    squares = 0.0
-    for scale in (1.0, 2.0, 3.0):
+    state, squares = optimizer.init(params), 0.0
+    for step, scale in enumerate((1.0, 2.0, 3.0, 3e8)):  # the last one's square leaves no digit of the others
         gradient = {"w": np.float32(scale) * np.array([1.0, 2.0, 2.0], np.float32)}
         _, state = optimizer.update(gradient, state, params)
+        norm = gradient_norm(gradient, together=True)
+        level = float(level_before(state, norm, optim))
+        if scale == 3e8:
+            assert norm > 1000 * level
+        else:
+            before = np.sqrt(squares / (1 - 0.9**step)) if step else np.inf
+            assert level == pytest.approx(before, rel=1e-5)
         squares = 0.9 * squares + 0.1 * (3 * scale) ** 2
-    assert float(gradient_level(state, optim)) == pytest.approx(np.sqrt(squares / (1 - 0.9**3)), rel=1e-5)
+
+
+def test_the_gradients_norm_is_that_of_all_its_elements_small_arrays_and_large():
+    shapes = ((3,), (2, 5), (TOGETHER + 1,), (), (4, 1, 2))
+    gradients = [
+        np.random.default_rng(seed).standard_normal(shape).astype(np.float32) for seed, shape in enumerate(shapes)
+    ]
+    for together in (True, False):
+        for leaves in (gradients, gradients[:2], gradients[2:3]):
+            found = float(gradient_norm(leaves, together))
+            assert found == pytest.approx(np.sqrt(sum((np.float64(leaf) ** 2).sum() for leaf in leaves)), rel=1e-6)
 
 
 def damaged(state):

@@ -6,13 +6,13 @@ import math
 import jax
 import pytest
 
-from dit import flops
+from dit import flops, memory
 from dit.compute import Compute
 from dit.config import BLOCKS, DATASETS, RunConfig, model_config
 from dit.memory import activation_bytes as traced
 from dit.topology import MeshShape
 from dit.train import build
-from sweeps.memory import CARRIED, POLICIES, activation_bytes, estimate, step_bytes
+from sweeps.memory import CARRIED, KEPT_ON_CPU, POLICIES, USABLE, activation_bytes, estimate, step_bytes
 
 DATA = DATASETS["imagenet256"]
 EIGHT = MeshShape(data=8)
@@ -79,6 +79,17 @@ def test_auto_recomputes_as_little_as_fits():
     assert (small.remat, small.fits) == ("full", False)
     assert small.why_not == f"needs {sizes['full'] / 2**30:.1f} GiB of {sizes['full'] / 2**30:.2f}"
     assert estimate(run, EIGHT, "none", sizes["full"]).remat == "none"
+
+
+def test_a_cpu_is_planned_to_keep_no_more_than_training_would():
+    assert memory.KEPT_ON_CPU == KEPT_ON_CPU and memory.USABLE == USABLE
+    run, one = cell("S", 8, precision="float32"), MeshShape()
+    images = math.ceil(KEPT_ON_CPU / activation_bytes(run, "none"))
+    for batch, policy in ((images - 1, "none"), (images, "dots")):
+        some = dataclasses.replace(run, batch_size=batch)
+        assert estimate(some, one, "auto", 2**40, on_cpu=True).remat == policy
+        assert estimate(some, one, "none", 2**40, on_cpu=True).remat == "none"
+        assert estimate(some, one, "auto", 2**40).remat == "none"
 
 
 def test_a_batch_that_does_not_divide_cannot_run():

@@ -143,15 +143,16 @@ def sample(extent: Extent) -> None:
     """Ancestral steps of 16 images of S/4, without guidance; warmed up by two steps, which compile the same programs."""
     import jax
 
-    from dit.compute import Compute, best_attention
+    from dit.compute import compute_on
     from dit.config import DiffusionConfig, Evaluation
     from dit.model import DiT, applied, nnx
     from dit.sampling import Sampler
 
     model, batch = small(4, extent.depth), extent.batch or 16
     params = jax.jit(lambda: nnx.state(DiT(model, rngs=nnx.Rngs(0))))()
-    attention = best_attention(jax.devices()[0], "float32", model.hidden_size // model.num_heads)
-    sampler = Sampler(applied(model, Compute(attention=attention), "cpu"), model, DiffusionConfig(), batch)
+    sampler = Sampler(
+        applied(model, compute_on(jax.devices()[0], "float32", model), "cpu"), model, DiffusionConfig(), batch
+    )
     torches = {"PyTorch eager": torch_training(4, False, extent.depth)}
     if extent.torch_compile:
         torches["torch.compile"] = torch_training(4, True, extent.depth)
@@ -213,13 +214,12 @@ def bare_loop(run: Any, data: Any, flat: bool) -> Callable[[int], Any]:
     import jax.numpy as jnp
     import optax
 
-    from dit.compute import Compute, best_attention
+    from dit.compute import compute_on
     from dit.diffusion import linear_schedule, tables, training_losses
     from dit.model import DiT, applied, nnx
     from dit.train import draw_examples
 
-    attention = best_attention(jax.devices()[0], "float32", run.model.hidden_size // run.model.num_heads)
-    model = applied(run.model, Compute(attention=attention), "cpu")
+    model = applied(run.model, compute_on(jax.devices()[0], "float32", run.model), "cpu")
     o = run.optim
     optimizer = optax.adamw(o.learning_rate, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=0.0)
 
