@@ -79,6 +79,13 @@ def params(model: ModelConfig) -> int:
     return sum(part.params for part in components(model).values())
 
 
+def block_params(model: ModelConfig) -> int:
+    """Parameters of the products of one block: all but its norms'."""
+    parts = components(model)
+    names = ("attention_projections", "mlp", "cross_attention", "modulation")
+    return sum(parts[name].params for name in names if name in parts) // model.depth
+
+
 def gflops(model: ModelConfig, paper: bool = False) -> float:
     """Gflops of one forward pass for one image; one multiply-add is one flop.
 

@@ -19,6 +19,7 @@ from flax import nnx
 from dit.compute import Compute, cast_params
 from dit.config import RunArguments, RunConfig
 from dit.errors import UserError
+from dit.flops import block_params
 from dit.flops import params as count_params
 from dit.mesh import mesh_shape
 from dit.model import DiT
@@ -26,6 +27,8 @@ from dit.topology import MeshShape
 
 STATE_BYTES = 5 * 4
 """Of each parameter: itself, two moments, average and gradient in float32."""
+GATHERED = 4
+"""Copies of a block's weights that are whole on a device under fsdp: of the block under way and of the next, and both their gradients."""
 USABLE = 0.9
 """Share of a device's memory that the count may reach: the rest is for the compiler's own buffers and fragmentation."""
 
@@ -72,9 +75,11 @@ def choose_remat(
 
 
 def state_bytes(run: RunConfig, shape: MeshShape) -> int:
-    """What one device holds of parameters, moments, average and gradient; fsdp and tensor split them."""
-    copies = STATE_BYTES + (2 if run.precision == "bfloat16" else 0)
-    return count_params(run.model) * copies // (shape.fsdp * shape.tensor)
+    """What one device holds of parameters, moments, average and gradient; fsdp and tensor split them, and fsdp gathers layers again."""
+    half = run.precision == "bfloat16"
+    split = count_params(run.model) * (STATE_BYTES + 2 * half) // (shape.fsdp * shape.tensor)
+    gathered = GATHERED * block_params(run.model) * (2 if half else 4) // shape.tensor
+    return split + gathered * (shape.fsdp > 1)
 
 
 def activation_bytes(run: RunConfig, compute: Compute) -> int:

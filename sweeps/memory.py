@@ -1,9 +1,10 @@
 """Memory of a training step on one device, counted from the model's shapes without compiling anything (no JAX).
 
 Counted are what a step carries (parameters, two moments, moving average: 16 bytes a parameter), the gradient (4), a bfloat16 copy of the
-weights where there is one (2), and what the forward pass keeps for the backward one. The last follows from the network in `dit.blocks`: per
-block so many tensors of the tokens' width D, of the MLP's width, and of the attention's heads · tokens², as `KEPT` lists them; the tests
-hold it near what JAX's own linearisation keeps. A compiler reuses buffers and adds its own: see docs/planning.md for how far it is off.
+weights where there is one (2), layers that fsdp gathers, and what the forward pass keeps for the backward one. The last follows from the
+network in `dit.blocks`: per block so many tensors of the tokens' width D, of the MLP's width, and of the attention's heads · tokens², as
+`KEPT` lists them; the tests hold it near what JAX's own linearisation keeps. A compiler reuses buffers and adds its own: see
+docs/planning.md for how far it is off.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ KEPT_ON_CPU = 2**28
 """Bytes of activations beyond which training recomputes on a CPU, likewise."""
 CARRIED = 4 * 4
 """Bytes of a parameter, its two moments and its average."""
+GATHERED = 4
+"""Copies of a block's weights that are whole on a device under fsdp: of the block under way and of the next, and both their gradients."""
 
 
 @dataclass(frozen=True)
@@ -107,10 +110,11 @@ def estimate(run: RunConfig, shape: MeshShape, remat: str, limit: int, on_cpu: b
 
 
 def step_bytes(run: RunConfig, shape: MeshShape, remat: str) -> int:
-    """Bytes of one device: state, gradient, a copy of the weights in bfloat16, and activations of its part of the batch."""
-    copies = CARRIED + 4 + (2 if run.precision == "bfloat16" else 0)
-    state = flops.params(run.model) * copies // (shape.fsdp * shape.tensor)
-    return state + run.batch_size // shape.batch_shards * activation_bytes(run, remat, shape.tensor)
+    """Bytes of one device: state, gradient, weights in bfloat16, gathered layers, and activations of its part of the batch."""
+    half = run.precision == "bfloat16"
+    state = flops.params(run.model) * (CARRIED + 4 + 2 * half) // (shape.fsdp * shape.tensor)
+    gathered = GATHERED * flops.block_params(run.model) * (2 if half else 4) // shape.tensor if shape.fsdp > 1 else 0
+    return state + gathered + run.batch_size // shape.batch_shards * activation_bytes(run, remat, shape.tensor)
 
 
 def activation_bytes(run: RunConfig, remat: str, tensor: int = 1) -> int:

@@ -216,7 +216,9 @@ def test_a_cpu_recomputes_where_it_would_keep_much():
 
 
 def test_weights_that_do_not_fit_are_refused_in_one_line():
-    assert state_bytes(XL, MeshShape(fsdp=4)) == pytest.approx(675.1e6 * 20 / 4, rel=1e-3)
+    gathered = 4 * 4 * (18 * 1152**2 + 15 * 1152)
+    assert state_bytes(XL, MeshShape(fsdp=4)) == pytest.approx(675.1e6 * 20 / 4 + gathered, rel=1e-3)
+    assert state_bytes(XL, MeshShape(data=4)) == pytest.approx(675.1e6 * 20, rel=1e-3)
     with pytest.raises(UserError, match=r"needs 12\.6 GiB a device .* chip has 8\.0 GiB: use more devices along fsdp"):
         choose_remat(XL, Compute(), RunArguments(), Chip(limit=2**33))
 

@@ -184,12 +184,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="of training, timed and to warm up (default: 20)")
     parser.add_argument("--sampling-steps", type=int, default=250, help="default: 250")
     parser.add_argument("--ladder", default="dit", help="default: dit")
-    parser.add_argument("--smoke", action="store_true", help="nano S/8, batches 2 and 4, three steps")
+    parser.add_argument("--smoke", action="store_true", help="nano S/8, batch 2, two steps")
     parser.add_argument("--one", nargs=3, metavar=("CONTESTANT", "PART", "MODEL"), help="one measurement, as JSON")
     args = parser.parse_args()
     if args.smoke:
-        args.ladder, args.models, args.steps, args.sampling_steps = "nano", "S/8", 3, 3
-        args.batches = args.batches if args.one else "2,4"
+        args.ladder, args.models, args.steps, args.sampling_steps = "nano", "S/8", 2, 2
+        args.batches = args.batches if args.one else "2"
     args.batches = [int(batch) for batch in args.batches.split(",")]
     if args.one:
         print(json.dumps(one(args)))
