@@ -80,7 +80,14 @@ def in_two(folder: Path, cache: Path, *arguments: str) -> list[tuple[int, str, s
     return [(process.returncode, *output) for process, output in zip(processes, outputs)]
 
 
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch) -> None:
+    """A cache in which nobody has trained the extractor: a worker's compiler options would have given it other last bits."""
+    monkeypatch.setenv("DIT_CACHE", str(tmp_path / "alone"))
+
+
 @pytest.mark.long
+@pytest.mark.usefixtures("own_cache")
 def test_two_processes_sample_and_evaluate_as_one_does(
     digits: Path,  # noqa: F811
     tmp_path: Path,
@@ -114,6 +121,7 @@ def test_two_processes_sample_and_evaluate_as_one_does(
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("own_cache")
 def test_two_processes_make_the_reference_of_a_lone_one(tmp_path: Path, capsys, monkeypatch) -> None:
     """Each takes half of the images; their moments are one process's to rounding, the kept features each image's, in order."""
     monkeypatch.chdir(tmp_path)
