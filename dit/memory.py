@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,23 +19,9 @@ from flax import nnx
 from dit.compute import Compute, cast_params
 from dit.config import RunArguments, RunConfig
 from dit.errors import UserError
-from dit.flops import block_params
-from dit.flops import params as count_params
+from dit.memory_rules import KEPT_ON_CPU, USABLE, Policy, state_bytes
 from dit.mesh import mesh_shape
 from dit.model import DiT
-from dit.topology import MeshShape
-
-STATE_BYTES = 5 * 4
-"""Of each parameter: itself, two moments, average and gradient in float32."""
-GATHERED = 4
-"""Copies of a block's weights that are whole on a device under fsdp: of the block under way and of the next, and both their gradients."""
-USABLE = 0.9
-"""Share of a device's memory that the count may reach: the rest is for the compiler's own buffers and fragmentation."""
-
-KEPT_ON_CPU = 2**28
-"""Bytes of activations that a CPU keeps at most: to write and read more of them takes longer than to compute them again."""
-
-Policy = Literal["none", "dots", "full"]
 
 
 def choose_remat(
@@ -72,14 +58,6 @@ def choose_remat(
         if images * activation_bytes(run, dataclasses.replace(compute, remat=policy)) < bound:
             return policy
     return "full"
-
-
-def state_bytes(run: RunConfig, shape: MeshShape) -> int:
-    """What one device holds of parameters, moments, average and gradient; fsdp and tensor split them, and fsdp gathers layers again."""
-    half = run.precision == "bfloat16"
-    split = count_params(run.model) * (STATE_BYTES + 2 * half) // (shape.fsdp * shape.tensor)
-    gathered = GATHERED * block_params(run.model) * (2 if half else 4) // shape.tensor
-    return split + gathered * (shape.fsdp > 1)
 
 
 def activation_bytes(run: RunConfig, compute: Compute) -> int:

@@ -24,7 +24,19 @@ from dit.errors import UserError
 from dit.store import exclusive, read_json, write_json
 from sweeps.hardware import Hardware
 
-STEP_SOURCES = ("ahead", "blocks", "compute", "diffusion", "layers", "memory", "mesh", "model", "optim", "train")
+STEP_SOURCES = (
+    "ahead",
+    "blocks",
+    "compute",
+    "diffusion",
+    "layers",
+    "memory",
+    "memory_rules",
+    "mesh",
+    "model",
+    "optim",
+    "train",
+)
 """Modules of `dit` that decide what is compiled."""
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "libtpu")
 

@@ -10,22 +10,14 @@ docs/planning.md for how far it is off.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from dit import flops
 from dit.config import Block, RunConfig
+from dit.memory_rules import KEPT_ON_CPU, USABLE, Policy, state_bytes
 from dit.topology import MeshShape
 
-Policy = Literal["none", "dots", "full"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
-USABLE = 0.9
-"""Share of a device that training's choice of a policy lets its own count reach (`dit.memory`)."""
-KEPT_ON_CPU = 2**28
-"""Bytes of activations beyond which training recomputes on a CPU, likewise."""
-CARRIED = 4 * 4
-"""Bytes of a parameter, its two moments and its average."""
-GATHERED = 4
-"""Copies of a block's weights that are whole on a device under fsdp: of the block under way and of the next, and both their gradients."""
 
 
 @dataclass(frozen=True)
@@ -111,10 +103,7 @@ def estimate(run: RunConfig, shape: MeshShape, remat: str, limit: int, on_cpu: b
 
 def step_bytes(run: RunConfig, shape: MeshShape, remat: str) -> int:
     """Bytes of one device: state, gradient, weights in bfloat16, gathered layers, and activations of its part of the batch."""
-    half = run.precision == "bfloat16"
-    state = flops.params(run.model) * (CARRIED + 4 + 2 * half) // (shape.fsdp * shape.tensor)
-    gathered = GATHERED * flops.block_params(run.model) * (2 if half else 4) // shape.tensor if shape.fsdp > 1 else 0
-    return state + gathered + run.batch_size // shape.batch_shards * activation_bytes(run, remat, shape.tensor)
+    return state_bytes(run, shape) + run.batch_size // shape.batch_shards * activation_bytes(run, remat, shape.tensor)
 
 
 def activation_bytes(run: RunConfig, remat: str, tensor: int = 1) -> int:

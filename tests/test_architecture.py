@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("dit", "experiments", "sweeps", "analysis")
 FRAMEWORKS = {"jax", "jaxlib", "flax", "optax", "orbax", "torch"}
 WITHOUT_JAX = ("dit.config", "dit.errors", "dit.flops", "dit.rows", "dit.store", "dit.mirror", "dit.environment")
-WITHOUT_JAX += ("dit.lease", "dit.lease_files")
+WITHOUT_JAX += ("dit.lease", "dit.lease_files", "dit.memory_rules", "dit.topology")
 
 
 def name_of(path: Path) -> str:

@@ -16,7 +16,8 @@ from dit.data import ImageDataset, load_images
 from dit.errors import UserError
 from dit.layers import layer_norm, normalize
 from dit.loop import train
-from dit.memory import activation_bytes, choose_remat, state_bytes
+from dit.memory import activation_bytes, choose_remat
+from dit.memory_rules import KEPT_ON_CPU, USABLE, state_bytes
 from dit.model import DiT, applied
 from dit.topology import MeshShape
 from dit.train import build
@@ -196,7 +197,7 @@ def test_the_least_recomputation_that_fits_is_chosen():
         for remat in ("none", "dots", "full")
     }
     for remat, more in (("none", 1.01), ("dots", 1.01), ("full", 0.5)):
-        limit = int((state + more * kept[remat]) / memory.USABLE)
+        limit = int((state + more * kept[remat]) / USABLE)
         chosen.append(choose_remat(run, compute, RunArguments(), Chip(), limit=limit))
     assert chosen == ["none", "dots", "full"]
     assert choose_remat(run, compute, RunArguments(remat="dots"), Chip(), limit=900 * 2**30) == "dots"
@@ -207,7 +208,7 @@ def test_the_least_recomputation_that_fits_is_chosen():
 def test_a_cpu_recomputes_where_it_would_keep_much():
     cpu, model = Chip("cpu"), model_config("adaln_zero", "S", 8, DATASETS["imagenet256"])
     run = RunConfig(model, DATASETS["imagenet256"], 1, batch_size=1)
-    images = math.ceil(memory.KEPT_ON_CPU / activation_bytes(run, Compute()))
+    images = math.ceil(KEPT_ON_CPU / activation_bytes(run, Compute()))
     for batch, policy in ((images - 1, "none"), (images, "dots")):
         run = dataclasses.replace(run, batch_size=batch)
         assert choose_remat(run, Compute(), RunArguments(), cpu, limit=2**40) == policy
