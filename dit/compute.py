@@ -11,6 +11,7 @@ from typing import Any, Literal, assert_never
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
@@ -19,6 +20,8 @@ from dit.errors import UserError
 
 Attend = Literal["plain", "heads_first", "xla", "cudnn"]
 BATCH_AXES = ("data", "fsdp")
+ATTENDED = "attended"
+"""Name of attention's values on a CPU, which "dots" keeps there: they are small beside the weights that they took."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,14 @@ def attend(
             with jax.numpy_dtype_promotion("standard"):  # JAX raises bfloat16 logits to float32 implicitly
                 return jax.nn.dot_product_attention(q, k, v, implementation=kind)
         case "heads_first":
-            # Both products are then plain batches of matrices; XLA on a CPU otherwise transposes the logits in the backward pass, and
-            # attention over 256 tokens takes twice as long.
+            # Both products are then plain batches of matrices; XLA on a CPU otherwise transposes the logits in the backward pass. Dividing
+            # by the sum last keeps the softmax's own gradient away from the T·M weights: what autodiff derives is that of a fused kernel.
             q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
             logits = jnp.einsum("bhtk,bhmk->bhtm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-            weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-            return jnp.einsum("bhtm,bhmk->bhtk", weights, v).transpose(0, 2, 1, 3)
+            weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
+            total = jnp.sum(weights, axis=-1, keepdims=True)
+            values = jnp.einsum("bhtm,bhmk->bhtk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+            return (checkpoint_name(values, ATTENDED) / total).astype(v.dtype).transpose(0, 2, 1, 3)
         case "plain":
             logits = jnp.einsum("bthk,bmhk->bhtm", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
             return jnp.einsum("bhtm,bmhk->bthk", jax.nn.softmax(logits, axis=-1).astype(v.dtype), v)

@@ -6,6 +6,7 @@ DiT release uses it: Xavier-uniform weights and zero biases, N(0, 0.02) for the 
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -30,8 +31,22 @@ def layer_norm(d: int, rngs: nnx.Rngs, affine: bool) -> nnx.LayerNorm:
 
 
 def normalize(layer: nnx.LayerNorm | nnx.RMSNorm, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-    """Apply a normalisation in float32, its statistics and parameters included, and return to the format of `x`."""
-    return layer(x.astype(jnp.float32)).astype(x.dtype)
+    """Apply a normalisation in float32, its statistics and parameters included, and return to the format of `x`.
+
+    LayerNorm is written out for its gradient: the variance does not change with the mean it is taken around, which autodiff would find
+    out by summing once more over the channels.
+    """
+    wide = x.astype(jnp.float32)
+    if isinstance(layer, nnx.RMSNorm):
+        return layer(wide).astype(x.dtype)
+    mean = jnp.mean(wide, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(wide - jax.lax.stop_gradient(mean)), axis=-1, keepdims=True)
+    scale = jax.lax.rsqrt(variance + layer.epsilon)
+    leading = range(x.ndim - 1)
+    if layer.scale is not None:
+        scale = scale * jnp.expand_dims(layer.scale[...], leading)
+    y = (wide - mean) * scale
+    return (y if layer.bias is None else y + jnp.expand_dims(layer.bias[...], leading)).astype(x.dtype)
 
 
 def dense(layer: nnx.Linear, x: Float[Array, "*batch D_in"]) -> Float[Array, "*batch D_out"]:
@@ -124,7 +139,9 @@ class Attention(nnx.Module):
             kernel = self.compute.whole_but(kernel, None, None, "tensor", None)
             qkv = jnp.einsum("btd,dchk->btchk", x, kernel) + bias[None, None]
         qkv = self.compute.split(qkv, None, None, "tensor", None)
-        return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        return tuple(
+            jnp.squeeze(each, 2) for each in jnp.split(qkv, 3, axis=2)
+        )  # whose gradients are put side by side, not summed
 
 
 class CrossAttention(nnx.Module):

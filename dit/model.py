@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree
 
 from dit.blocks import make_block, make_final_layer
-from dit.compute import Compute, cast_params
+from dit.compute import ATTENDED, Compute, cast_params
 from dit.config import ModelConfig
 from dit.layers import ONE_DEVICE, LabelEmbedding, TimestepEmbedding, dense, linear, position_embedding
 
@@ -108,10 +108,12 @@ def _recomputed(body: Callable, compute: Compute) -> Callable:
         case "none":
             return body
         case "dots":
-            # Products with weights have no batch dimensions; the attention's two have, and are computed again.
-            return jax.checkpoint(
-                body, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable, prevent_cse=False
+            # Products with weights have no batch dimensions; the attention's two have, and are computed again, but for named ones.
+            policies = jax.checkpoint_policies
+            kept = policies.save_from_both_policies(
+                policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(ATTENDED)
             )
+            return jax.checkpoint(body, policy=kept, prevent_cse=False)
         case "full":
             return jax.checkpoint(body, prevent_cse=False)
         case _:

@@ -74,6 +74,35 @@ def test_plain_attention_is_the_reference_of_the_others(precision):
         np.testing.assert_allclose(outputs(Compute(attention="plain")), outputs(Compute(attention=kind)), atol=2e-5)
 
 
+@pytest.mark.parametrize("keys", [5, 2])
+def test_gradients_of_every_attention_are_the_plain_ones(keys):
+    q, weights = (
+        jnp.asarray(20 * numbers(2, 5, 3, 8, seed=s)) for s in (0, 3)
+    )  # logits of hundreds: exp would overflow
+    k, v = (jnp.asarray(numbers(2, keys, 3, 8, seed=s)) for s in (1, 2))
+
+    def gradients(kind):
+        return jax.grad(lambda *qkv: jnp.sum(weights * attend(kind, *qkv)), argnums=(0, 1, 2))(q, k, v)
+
+    plain = gradients("plain")
+    for kind in ("xla", "heads_first"):
+        for ours, theirs in zip(gradients(kind), plain):
+            np.testing.assert_allclose(ours, theirs, atol=2e-5 * np.abs(theirs).max())
+
+
+def test_dots_keeps_the_values_of_attention_on_a_cpu():
+    """Of the products without weights in a block's backward pass, the four of the gradient and the logits; not the values again."""
+    batch = jnp.asarray(numbers(2, 8, 8, 1)), jnp.array([0.0, 999]), jnp.array([0, 10])
+
+    def attention_products(kind):
+        model = applied(MODEL, Compute(remat="dots", attention=kind), "cpu")
+        gradient = jax.jit(jax.grad(lambda params: jnp.sum(model(params, *batch) ** 2)))
+        return gradient.lower(parameters(MODEL)).as_text().count(", batching_dims")
+
+    assert attention_products("heads_first") == 2 + 1 + 4
+    assert attention_products("plain") == 2 + 2 + 4
+
+
 def test_softmax_is_float32_under_bfloat16_inputs():
     q = jnp.full((1, 1, 1, 8), 8.0, jnp.bfloat16)
     k = jnp.stack([jnp.full((1, 1, 8), 8.0), jnp.full((1, 1, 8), 8.03125)], axis=1).astype(jnp.bfloat16)
@@ -92,6 +121,25 @@ def test_normalisation_is_float32_under_bfloat16_inputs():
     exact = np.asarray(x, np.float64)
     exact = (exact - exact.mean(1, keepdims=True)) / exact.std(1, keepdims=True)
     np.testing.assert_allclose(normal, exact, atol=2e-2)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_normalisation_and_its_gradient_are_those_of_the_layer(affine):
+    layer = layer_norm(64, nnx.Rngs(0), affine)
+    if affine:
+        layer.scale[...], layer.bias[...] = jnp.asarray(numbers(64, seed=1)), jnp.asarray(numbers(64, seed=2))
+    x, weights = jnp.asarray(3 + 2 * numbers(4, 5, 64)), jnp.asarray(numbers(4, 5, 64, seed=3))
+    graph, params = nnx.split(layer)
+
+    def gradient(function):
+        return jax.grad(lambda params, x: jnp.sum(weights * function(nnx.merge(graph, params), x)), (0, 1))(params, x)
+
+    with jax.numpy_rank_promotion("allow"):
+        theirs, of_theirs = layer(x), gradient(lambda layer, x: layer(x))
+    np.testing.assert_array_equal(normalize(layer, x), theirs)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(b).max()), gradient(normalize), of_theirs
+    )
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -164,7 +212,7 @@ def test_recomputing_changes_no_gradient(remat):
 
     def gradient(remat):
         model = applied(MODEL, Compute(remat=remat), "cpu")
-        return jax.jit(jax.grad(lambda params: jnp.sum(model(params, x, t, y) ** 2)))(parameters(MODEL))
+        return jax.jit(jax.grad(lambda params: jnp.sum(model(params, *batch) ** 2)))(parameters(MODEL))
 
     for ours, theirs in zip(jax.tree.leaves(gradient(remat)), jax.tree.leaves(gradient("none"))):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * float(np.abs(theirs).max()))
