@@ -83,8 +83,8 @@ def attend(
             logits = jnp.einsum("bhtk,bhmk->bhtm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
             weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
             total = jnp.sum(weights, axis=-1, keepdims=True)
-            values = jnp.einsum("bhtm,bhmk->bhtk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-            return (checkpoint_name(values, ATTENDED) / total).astype(v.dtype).transpose(0, 2, 1, 3)
+            values = checkpoint_name(jnp.einsum("bhtm,bhmk->bhtk", weights.astype(v.dtype), v), ATTENDED)
+            return (values.astype(jnp.float32) / total).astype(v.dtype).transpose(0, 2, 1, 3)
         case "plain":
             logits = jnp.einsum("bthk,bmhk->bhtm", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
             return jnp.einsum("bhtm,bmhk->bthk", jax.nn.softmax(logits, axis=-1).astype(v.dtype), v)

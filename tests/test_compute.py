@@ -212,7 +212,7 @@ def test_recomputing_changes_no_gradient(remat):
 
     def gradient(remat):
         model = applied(MODEL, Compute(remat=remat), "cpu")
-        return jax.jit(jax.grad(lambda params: jnp.sum(model(params, *batch) ** 2)))(parameters(MODEL))
+        return jax.jit(jax.grad(lambda params: jnp.sum(model(params, x, t, y) ** 2)))(parameters(MODEL))
 
     for ours, theirs in zip(jax.tree.leaves(gradient(remat)), jax.tree.leaves(gradient("none"))):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * float(np.abs(theirs).max()))
