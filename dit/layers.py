@@ -139,9 +139,8 @@ class Attention(nnx.Module):
             kernel = self.compute.whole_but(kernel, None, None, "tensor", None)
             qkv = jnp.einsum("btd,dchk->btchk", x, kernel) + bias[None, None]
         qkv = self.compute.split(qkv, None, None, "tensor", None)
-        return tuple(
-            jnp.squeeze(each, 2) for each in jnp.split(qkv, 3, axis=2)
-        )  # whose gradients are put side by side, not summed
+        # The gradient of a split puts its parts side by side; that of three slices pads each to the whole and sums them.
+        return tuple(jnp.squeeze(each, 2) for each in jnp.split(qkv, 3, axis=2))
 
 
 class CrossAttention(nnx.Module):
