@@ -21,8 +21,8 @@ from analysis.fits.record import Interval, Note, Record
 from analysis.fits.validation import Validation, validate
 from analysis.results import StudyResults
 from analysis.targets import Target, of_cell, planned_targets, select
+from dit.design.rows import Row
 from dit.errors import UserError
-from dit.rows import Row
 
 _LONGER = 2
 _LEAST_SD = 1e-4

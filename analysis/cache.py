@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.frames import Frame, frame
-from dit.rows import Row
+from dit.design.rows import Row
 
 MAGIC = b"dit cache 2 "
 """Begins every file; the number grows when the format does, or what is derived."""

@@ -21,9 +21,9 @@ from scipy import stats
 from analysis import published
 from analysis.results import StudyResults
 from analysis.tables import plain
+from dit.design.rows import COUNT, DEVIATION, Row, recipe, recipe_fields
 from dit.errors import UserError
-from dit.rows import COUNT, DEVIATION, Row, recipe, recipe_fields
-from dit.store import load_study
+from dit.store.study import load_study
 
 COV = 0.013
 CONFIDENCE = 0.95

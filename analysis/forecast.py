@@ -26,10 +26,10 @@ from analysis.results import StudyResults
 from analysis.tables import plain
 from analysis.targets import Target, begun, of_cell, planned_targets, select
 from dit import __version__
-from dit.config import digest
+from dit.design.config import digest
+from dit.design.rows import Row
 from dit.errors import UserError
-from dit.rows import Row
-from dit.store import SCHEMA_VERSION, read_json, write_json
+from dit.store.study import SCHEMA_VERSION, read_json, write_json
 
 _ROW_FIELDS = (
     *("run", "block", "size", "patch_size", "image_size", "step"),

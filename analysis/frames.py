@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from dit.rows import Row
+from dit.design.rows import Row
 
 if TYPE_CHECKING:
     # pandas' own annotations make every selection "Series or DataFrame or array", which no line below could then use.

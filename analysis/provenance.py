@@ -16,9 +16,9 @@ from analysis.frames import Frame
 from analysis.results import StudyResults
 from analysis.tables import plain
 from dit import __version__
-from dit.config import digest
-from dit.rows import Row
-from dit.store import SCHEMA_VERSION, write_json
+from dit.design.config import digest
+from dit.design.rows import Row
+from dit.store.study import SCHEMA_VERSION, write_json
 
 _ROOT = Path(analysis.__file__).parents[1]
 # These read the rows; what they read is compared row by row, so a change in them makes no figure stale by itself.

@@ -2,8 +2,8 @@
 
 `gflops` and `params` are the printed values: one multiply-add is one flop, parameters are rounded to a million. The paper scores
 under several protocols (decoder, guidance, number of samples, reference statistics of the image size); each row carries its own, so
-that no two are mixed. What the paper leaves unsaid about a protocol is `None` there. Columns are those of `dit.rows`; `citation` says
-where a row is printed.
+that no two are mixed. What the paper leaves unsaid about a protocol is `None` there. Columns are those of `dit.design.rows`;
+`citation` says where a row is printed.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dit.config import Block, digest
-from dit.flops import BACKWARD_FACTOR
-from dit.rows import Row
+from dit.design.config import Block, digest
+from dit.design.flops import BACKWARD_FACTOR
+from dit.design.rows import Row
 
 PAPER = "arXiv:2212.09748"
 SOURCE = "paper"

@@ -1,6 +1,6 @@
 """Filter, sort and choose columns of the results table, or of the rows of a plan.
 
-A `--where` expression is one for `pandas.DataFrame.eval` (python engine) over the columns of `dit.rows`, as in
+A `--where` expression is one for `pandas.DataFrame.eval` (python engine) over the columns of `dit.design.rows`, as in
 `block == 'adaln_zero' and patch_size == 2`; it must give one truth value for each row.
 """
 
@@ -11,8 +11,8 @@ import tokenize
 import pandas as pd
 
 from analysis.frames import Frame, frame
+from dit.design.rows import Row
 from dit.errors import UserError
-from dit.rows import Row
 
 
 def filter_rows(table: Frame, expression: str) -> Frame:

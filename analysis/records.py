@@ -1,6 +1,6 @@
 """What a study's folder holds, as frames made by way of the cache: its cells, its scores and failures, its logged steps.
 
-Files are those of `dit.store`; a torn last line is dropped and the highest attempt's row of a step wins, as there.
+Files are those of `dit.store.study`; a torn last line is dropped and the highest attempt's row of a step wins, as there.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import pandas as pd
 from analysis.cache import collected
 from analysis.frames import COUNTS, Frame, frame
 from analysis.protocols import metric
-from dit.config import RunConfig
+from dit.design.config import RunConfig
+from dit.design.rows import CELL_COLUMNS, END_COLUMNS, VARIANT, Row, cell_row, recipe, step_columns, variants
 from dit.errors import UserError
-from dit.rows import CELL_COLUMNS, END_COLUMNS, VARIANT, Row, cell_row, recipe, step_columns, variants
-from dit.store import FAILED, RunStore, load_study, read_record
+from dit.store.study import FAILED, RunStore, load_study, read_record
 
 HASH, RECIPE, STEPS, GROWTH = "hash", "recipe", "steps", "growth"
 """Columns of `cells` besides those of the results table: identity hash, hash of the identity less its seed, steps asked for, and depth

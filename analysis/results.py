@@ -4,7 +4,7 @@
 >>> table = results("paper")          # the paper's own numbers
 >>> curves = losses("runs/demo")      # one row per logged training step
 
-Columns are those of `dit.rows`: `gflops`, `train_gflops` and `sampling_gflops` count one multiply-add as one flop. A failed run is a
+Columns are those of `dit.design.rows`: `gflops`, `train_gflops` and `sampling_gflops` count one multiply-add as one flop. A failed run is a
 row with status and reason and no score; a run that is planned or under way has the rows of the scores taken so far.
 """
 
@@ -20,9 +20,9 @@ from analysis.frames import Frame, frame
 from analysis.protocols import Protocol
 from analysis.query import filter_rows
 from analysis.seeds import over_seeds
-from dit import rows as columns_of
+from dit.design import rows as columns_of
+from dit.design.rows import VARIANT, Row
 from dit.errors import UserError
-from dit.rows import VARIANT, Row
 
 PUBLISHED: dict[str, Callable[[], list[Row]]] = {"paper": published.rows, "baselines": published.baselines}
 _FIXED = columns_of.columns([], variants=True)

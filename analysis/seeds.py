@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from analysis.frames import Frame, frame
+from dit.design.rows import COUNT, DEVIATION, VARIANT, columns_over_seeds
 from dit.errors import UserError
-from dit.rows import COUNT, DEVIATION, VARIANT, columns_over_seeds
 
 
 def over_seeds(table: Frame, metrics: list[str], recipes: Mapping[str, str]) -> Frame:

@@ -1,6 +1,6 @@
 """SQL over a study: DuckDB in memory, with the tables `results`, `losses` and `runs`, and no way to files, network or settings.
 
-results   the results table (`dit.rows`): a row for each score and each failed run
+results   the results table (`dit.design.rows`): a row for each score and each failed run
 losses    a row for each logged step, led by its cell
 runs      a row for each run of the study: its cell, hash, steps asked for, and where it stands (state, step, attempt, loss, reason)
 """
@@ -17,8 +17,8 @@ import pandas as pd
 from analysis import records
 from analysis.frames import Frame
 from analysis.results import PUBLISHED, collect, losses, study_folder
+from dit.design.rows import Row
 from dit.errors import UserError
-from dit.rows import Row
 
 TABLES = ("results", "losses", "runs")
 _CLOSED: dict[str, str | bool | int | float | list[str]] = {

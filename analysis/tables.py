@@ -15,8 +15,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dit.design.rows import Row
 from dit.errors import UserError
-from dit.rows import Row
 
 FORMATS = ("table", "csv", "json", "markdown", "latex")
 PARQUET = "parquet"

@@ -14,10 +14,10 @@ from analysis.frames import Frame, frame
 from analysis.protocols import Protocol
 from analysis.query import filter_rows
 from analysis.results import StudyResults
-from dit.config import LADDERS, Evaluation, RunConfig, model_config
+from dit.design.config import LADDERS, Evaluation, RunConfig, model_config
+from dit.design.rows import VARIANT, Row, planned_row, variants
 from dit.errors import UserError
-from dit.rows import VARIANT, Row, planned_row, variants
-from dit.store import PLANNED, RunStore, load_study
+from dit.store.study import PLANNED, RunStore, load_study
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from analysis.protocols import TRAINING_LOSS
 from analysis.results import StudyResults, losses
-from dit.config import digest
+from dit.design.config import digest
 from dit.errors import UserError
 
 WINDOW = 0.1

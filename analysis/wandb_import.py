@@ -20,11 +20,21 @@ from pathlib import Path
 from typing import Any
 
 from analysis.wandb_sources import FINISHED, LoggedRun, flat
-from dit.config import DATASETS, Evaluation, OptimConfig, RunConfig, digest, from_json, model_config
+from dit.design.config import DATASETS, Evaluation, OptimConfig, RunConfig, digest, from_json, model_config
+from dit.design.flops import sampling_gflops
+from dit.design.rows import Row, cell_row, step_columns
 from dit.errors import UserError
-from dit.flops import sampling_gflops
-from dit.rows import Row, cell_row, step_columns
-from dit.store import DONE, FAILED, RUNNING, SCHEMA_VERSION, MetricsWriter, RunStore, Study, save_study, write_json
+from dit.store.study import (
+    DONE,
+    FAILED,
+    RUNNING,
+    SCHEMA_VERSION,
+    MetricsWriter,
+    RunStore,
+    Study,
+    save_study,
+    write_json,
+)
 
 USUAL: dict[str, tuple[str, ...]] = {
     "step": ("step", "train/step", "global_step", "trainer/global_step", "train_steps", "_step"),

@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 from analysis.results import StudyResults
 from analysis.tables import plain
-from dit.config import RunConfig, to_json
+from dit.design.config import RunConfig, to_json
+from dit.design.rows import Row
 from dit.errors import UserError
-from dit.rows import Row
-from dit.store import FAILED, RunStore, load_study
+from dit.store.study import FAILED, RunStore, load_study
 
 SCORE_PARTS = ("sampling_steps", "sampling_gflops", "cfg_scale", "num_samples", "protocol")
 """What is logged with each score besides its step and training compute."""

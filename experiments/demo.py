@@ -12,7 +12,7 @@ ladder is as wide as the paper's is against its own (S: 1.5 channels for each nu
 The learning rate and the moving averages suit a run of thousands of steps rather than hundreds of thousands.
 """
 
-from dit.config import BLOCKS, DATASETS, SIZES, Evaluation, OptimConfig, RunConfig, model_config
+from dit.design.config import BLOCKS, DATASETS, SIZES, Evaluation, OptimConfig, RunConfig, model_config
 
 DATA = DATASETS["digits"]
 PATCH_SIZES = (4, 2, 1)

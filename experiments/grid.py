@@ -7,7 +7,7 @@ Cost: 48 cells of 400K steps at batch 256; 3.8e11 Gflops of training, one multip
 Expectation: adaLN-Zero's row is the paper's Table 4; the other blocks are unpublished except at XL/2.
 """
 
-from dit.config import BLOCKS, DATASETS, SIZES, Evaluation, RunConfig, model_config
+from dit.design.config import BLOCKS, DATASETS, SIZES, Evaluation, RunConfig, model_config
 
 DATA = DATASETS["imagenet256"]
 PATCH_SIZES = (8, 4, 2)

@@ -10,7 +10,7 @@ images, 1.6 passes over the data, let samples come near to digits.
 The `nano` ladder keeps the paper's order of growth; learning rate and moving averages suit a run of a thousand steps.
 """
 
-from dit.config import BLOCKS, DATASETS, SIZES, Evaluation, OptimConfig, RunConfig, model_config
+from dit.design.config import BLOCKS, DATASETS, SIZES, Evaluation, OptimConfig, RunConfig, model_config
 
 DATA = DATASETS["mnist"]
 PATCH_SIZES = (8, 4, 2)

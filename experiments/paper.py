@@ -7,7 +7,7 @@ Cost: 15 runs of 400K steps at batch 256; 2.1e11 Gflops of training, one multipl
 Expectation: Table 4 within the 1-2 % that retraining with another seed moves FID.
 """
 
-from dit.config import RunConfig
+from dit.design.config import RunConfig
 from experiments import grid
 
 

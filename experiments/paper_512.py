@@ -9,7 +9,7 @@ The guided numbers are Table 3's and were decoded with the ft-EMA autoencoder, u
 expect about as small a difference there.
 """
 
-from dit.config import DATASETS, Evaluation, RunConfig, model_config
+from dit.design.config import DATASETS, Evaluation, RunConfig, model_config
 
 DATA = DATASETS["imagenet512"]
 EARLY, LATE = 1_301_000, 3_000_000

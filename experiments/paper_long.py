@@ -8,7 +8,7 @@ Expectation: FID 19.47 at 400K steps, 10.67 at 2352K and 9.62 at 7000K without g
 It is the same run as XL/2 of `paper`, only longer, and passes through the same states.
 """
 
-from dit.config import DATASETS, Evaluation, RunConfig, model_config
+from dit.design.config import DATASETS, Evaluation, RunConfig, model_config
 
 DATA = DATASETS["imagenet256"]
 SCORED_STEPS = (400_000, 2_352_000, 7_000_000)

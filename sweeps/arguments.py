@@ -10,9 +10,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from dit.config import RunArguments
+from dit.design.config import RunArguments
 from dit.errors import UserError
-from dit.store import SCHEMA_VERSION, read_json, write_json
+from dit.store.study import SCHEMA_VERSION, read_json, write_json
 
 CADENCE = ("log_every", "checkpoint_every")
 PATHS = ("data", "vae", "inception", "reference")

@@ -18,11 +18,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dit import flops
-from dit.config import ModelConfig, RunConfig
+from dit.design import flops
+from dit.design.config import ModelConfig, RunConfig
+from dit.design.rows import Row, planned_row, variants
+from dit.design.topology import MeshShape, parse_mesh
 from dit.errors import UserError
-from dit.rows import Row, planned_row, variants
-from dit.topology import MeshShape, parse_mesh
 from sweeps import compiled
 from sweeps.hardware import Band, Hardware
 from sweeps.memory import Need, estimate, step_bytes

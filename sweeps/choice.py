@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from dit.config import RunConfig
+from dit.design.config import RunConfig
 from sweeps.ledger import Ledger
 from sweeps.status import status_rows
 

@@ -1,4 +1,4 @@
-"""Memory of the true training step by compiling it ahead of time, without the accelerators: asked of `dit.ahead`, kept by configuration.
+"""Memory of the true training step, compiled ahead of time without the accelerators: asked of `dit.train.ahead`, kept by configuration.
 
 A report is kept in the cache folder under a hash of everything that it depends on: the run (but for its seed and scores), the described
 devices, the mesh, the policy asked for, the versions of JAX and libtpu, and the source of the step. What is kept is not compiled again.
@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import dit
-from dit.config import RunConfig, digest, to_json
-from dit.environment import cache_folder
+from dit.design.config import RunConfig, digest, to_json
 from dit.errors import UserError
-from dit.store import exclusive, read_json, write_json
+from dit.store.environment import cache_folder
+from dit.store.study import exclusive, read_json, write_json
 from sweeps.hardware import Hardware
 
 STEP_SOURCES = (
@@ -61,7 +61,7 @@ def _source() -> str:
 
 
 def request(run: RunConfig, hardware: Hardware, mesh: str, remat: str) -> dict[str, Any]:
-    """What `dit.ahead` is asked: how long to train, which seed and what to score change nothing of the step."""
+    """What `dit.train.ahead` is asked: how long to train, which seed and what to score change nothing of the step."""
     cell = to_json(run) | {"steps": 1, "seed": 0, "evaluations": ()}
     cell["model"] = cell["model"] | {"size": "custom", "ladder": "custom"}
     return {
@@ -104,7 +104,7 @@ def require_compiler(hardware: Hardware) -> None:
 
 
 def compiled(run: RunConfig, hardware: Hardware, mesh: str, remat: str) -> dict[str, Any]:
-    """The report of `dit.ahead` on the run's step, from the cache or compiled now (minutes for large models); one at a time.
+    """The report of `dit.train.ahead` on the run's step, from the cache or compiled now (minutes for large models); one at a time.
 
     Raises:
         UserError: if it cannot be compiled here, or the compiler fails for another reason than size.
@@ -120,7 +120,7 @@ def compiled(run: RunConfig, hardware: Hardware, mesh: str, remat: str) -> dict[
 
 
 def _ask(asked: dict[str, Any], name: str) -> dict[str, Any]:
-    """Run `dit.ahead` with what makes JAX describe devices instead of looking for them.
+    """Run `dit.train.ahead` with what makes JAX describe devices instead of looking for them.
 
     libtpu would let one process of a machine use it, by a lock file that a killed one leaves behind; here no TPU is there to be shared.
     """
@@ -128,7 +128,11 @@ def _ask(asked: dict[str, Any], name: str) -> dict[str, Any]:
     environment = {**os.environ, **described, "TF_CPP_MIN_LOG_LEVEL": "2"}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # what comes from it is no longer the compiler's account
     done = subprocess.run(
-        [sys.executable, "-m", "dit.ahead"], input=json.dumps(asked), capture_output=True, text=True, env=environment
+        [sys.executable, "-m", "dit.train.ahead"],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        env=environment,
     )
     lines = done.stdout.splitlines()
     if done.returncode == 0 and lines:

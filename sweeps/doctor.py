@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dit import flops
-from dit.config import RunArguments, RunConfig
+from dit.design import flops
+from dit.design.config import RunArguments, RunConfig
 from dit.errors import UserError
-from dit.lease import LeaseLost, Observer, claim
-from dit.lease_files import DiskFiles
-from dit.store import Study, load_study
+from dit.store.lease import LeaseLost, Observer, claim
+from dit.store.lease_files import DiskFiles
+from dit.store.study import Study, load_study
 from sweeps.arguments import load as load_arguments
 from sweeps.devices import gpus, tpu_chips
 from sweeps.ledger import Ledger

@@ -1,6 +1,6 @@
 """One worker over several hosts (a TPU slice, a Slurm step, a gang of Ray's): process 0 claims cells and tells the others which to run.
 
-The hosts find each other as `dit.distributed` says.
+The hosts find each other as `dit.hosts.distributed` says.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 
 class Gang(Protocol):
-    """What a worker asks of its processes (`dit.processes.Processes`)."""
+    """What a worker asks of its processes (`dit.hosts.processes.Processes`)."""
 
     count: int
 
@@ -39,8 +39,8 @@ def join() -> Gang:
     Raises:
         UserError: if there are none, they do not meet in time, or a variable that names them is no number.
     """
-    from dit import distributed
-    from dit.processes import Processes
+    from dit.hosts import distributed
+    from dit.hosts.processes import Processes
 
     distributed.join()
     return Processes()

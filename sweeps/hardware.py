@@ -1,7 +1,7 @@
 """The accelerators a study can be planned for: chips, memory, peaks, hosts, interconnect, and the utilisation to expect of them.
 
 A slice's name is its vendor's: `v5e-N` and `v6e-N` count chips, `v3-N`, `v4-N` and `v5p-N` count TensorCores, two to a chip (v4-8 has
-four chips); `h100xN` counts GPUs, eight to a host; `cpu` is this machine. Peaks are those of `dit.throughput`.
+four chips); `h100xN` counts GPUs, eight to a host; `cpu` is this machine. Peaks are those of `dit.train.throughput`.
 
 Sources: bandwidths and slice shapes of TPUs, Google's Cloud TPU documentation (pages v3, v4, v5e, v5p, v6e); GPUs, NVIDIA's data sheets
 (A100 and H100 SXM 80 GB, H200 SXM). `memory_gib` of a TPU is what its compiler allows a program, read from libtpu 0.0.42's own refusal
@@ -22,9 +22,9 @@ import os
 import re
 from dataclasses import dataclass
 
-from dit.config import Precision
+from dit.design.config import Precision
 from dit.errors import UserError
-from dit.throughput import peak_flops
+from dit.train.throughput import peak_flops
 
 
 @dataclass(frozen=True)

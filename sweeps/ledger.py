@@ -12,11 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dit import lease
-from dit.config import RunConfig
+from dit.design.config import RunConfig
 from dit.errors import UserError
-from dit.lease import Attempt, Busy, Lease, Observer, is_gone
-from dit.store import DONE, FAILED, PLANNED, RETRYABLE, RUNNING, RunStore, Study, load_study, read_json, write_json
+from dit.store import lease
+from dit.store.lease import Attempt, Busy, Lease, Observer, is_gone
+from dit.store.study import (
+    DONE,
+    FAILED,
+    PLANNED,
+    RETRYABLE,
+    RUNNING,
+    RunStore,
+    Study,
+    load_study,
+    read_json,
+    write_json,
+)
 from sweeps.queues import queued_cells
 
 QUEUED, TRAINED, EVALUATED, CANCELLED = "queued", "trained", "evaluated", "cancelled"
@@ -231,7 +242,7 @@ def _progress(record: RunStore) -> dict[str, Any]:
 
 
 def _head(path: Path) -> str:
-    """The checksum that kept samples begin with (`dit.kept_samples`); empty where there is no such file."""
+    """The checksum that kept samples begin with (`dit.runs.kept_samples`); empty where there is no such file."""
     try:
         with path.open("rb") as file:
             return file.read(8).hex()

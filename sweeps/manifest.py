@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dit.config import digest
+from dit.design.config import digest
 from dit.errors import UserError
 from sweeps.engine import SOME_FAILED, USAGE
 

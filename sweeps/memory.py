@@ -2,7 +2,7 @@
 
 Counted are what a step carries (parameters, two moments, moving average: 16 bytes a parameter), the gradient (4), a bfloat16 copy of the
 weights where there is one (2), layers that fsdp gathers, and what the forward pass keeps for the backward one. The last follows from the
-network in `dit.blocks`: per block so many tensors of the tokens' width D, of the MLP's width, and of the attention's heads · tokens², as
+network in `dit.model`: per block so many tensors of the tokens' width D, of the MLP's width, and of the attention's heads · tokens², as
 `KEPT` lists them; the tests hold it near what JAX's own linearisation keeps. A compiler reuses buffers and adds its own: see
 docs/planning.md for how far it is off.
 """
@@ -12,10 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from dit import flops
-from dit.config import Block, RunConfig
-from dit.memory_rules import KEPT_ON_CPU, USABLE, Policy, state_bytes
-from dit.topology import MeshShape
+from dit.design import flops
+from dit.design.config import Block, RunConfig
+from dit.design.memory_rules import KEPT_ON_CPU, USABLE, Policy, state_bytes
+from dit.design.topology import MeshShape
 
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 
@@ -66,7 +66,7 @@ class Need:
         needed: bytes; `None` where the cell cannot run on the mesh at all.
         auto: the policy that training would choose by itself, where it is known.
         why_not: why it does not fit.
-        report: of a compiled step, what `dit.ahead` told.
+        report: of a compiled step, what `dit.train.ahead` told.
     """
 
     remat: str

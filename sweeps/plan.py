@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dit import flops
-from dit.config import RunConfig
-from dit.rows import Row, planned_row, variants
-from dit.store import Study
+from dit.design import flops
+from dit.design.config import RunConfig
+from dit.design.rows import Row, planned_row, variants
+from dit.store.study import Study
 
 COLUMNS = (
     "run",

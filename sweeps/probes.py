@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dit.config import RunConfig, from_json
+from dit.design.config import RunConfig, from_json
 from dit.errors import UserError
-from dit.store import read_json, read_metrics
+from dit.store.study import read_json, read_metrics
 from sweeps.hardware import Band, Hardware, cores
 
 SAME_TIME = (

@@ -10,9 +10,9 @@ import sys
 import time
 from typing import Any, TextIO
 
-from dit import flops
-from dit.config import RunConfig
-from dit.duration import duration
+from dit.design import flops
+from dit.design.config import RunConfig
+from dit.design.duration import duration
 
 PLAIN_EVERY_S = 10.0
 

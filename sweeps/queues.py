@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dit.lease import is_gone, this_process
-from dit.store import SCHEMA_VERSION, read_json, write_json
+from dit.store.lease import is_gone, this_process
+from dit.store.study import SCHEMA_VERSION, read_json, write_json
 
 
 @dataclass

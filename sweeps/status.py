@@ -12,10 +12,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from dit import lease
-from dit.flops import scoring_gflops, train_gflops
-from dit.rows import Row, planned_row, variants
-from dit.store import DONE, FAILED, RunStore, read_record
+from dit.design.flops import scoring_gflops, train_gflops
+from dit.design.rows import Row, planned_row, variants
+from dit.store import lease
+from dit.store.study import DONE, FAILED, RunStore, read_record
 from sweeps.ledger import ENDED, HELD, Cell, Ledger, owner_name
 from sweeps.progress import fit, work
 
@@ -24,7 +24,7 @@ from sweeps.progress import fit, work
 class Summary:
     """A study in a line: cells by state, seconds left (None: unknown), workers at work, silent ones, and the latest failure.
 
-    `goodput` is of all cells whose last attempt has ended (`dit.goodput`); None before the first has.
+    `goodput` is of all cells whose last attempt has ended (`dit.store.goodput`); None before the first has.
     """
 
     cells: int

@@ -13,10 +13,10 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import experiments
-from dit.config import RunConfig
+from dit.design.config import RunConfig
+from dit.design.rows import planned_row, variants
 from dit.errors import UserError
-from dit.rows import planned_row, variants
-from dit.store import Study
+from dit.store.study import Study
 
 Result = TypeVar("Result")
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dit.config import RunArguments, RunConfig
+from dit.design.config import RunArguments, RunConfig
 from dit.errors import UserError
-from dit.lease import LOST
-from dit.store import DONE, FAILED, Study, check_study_folder, exclusive, save_study
+from dit.store.lease import LOST
+from dit.store.study import DONE, FAILED, Study, check_study_folder, exclusive, save_study
 from sweeps import arguments as run_arguments
 from sweeps import ledger as states
 from sweeps.engine import GONE, CellTask, Engine, Listener, Resources, worker_command

@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dit.config import RunArguments, RunConfig
+from dit.design.config import RunArguments, RunConfig
 from dit.errors import UserError
-from dit.lease import LEASE_S, PREEMPTED, Lease, LeaseLost
-from dit.store import FAILED, RETRYABLE, storage_errors
+from dit.store.lease import LEASE_S, PREEMPTED, Lease, LeaseLost
+from dit.store.study import FAILED, RETRYABLE, storage_errors
 from sweeps import engine
 from sweeps.engine import Listener
 from sweeps.gang import Alone, Gang
@@ -38,7 +38,7 @@ HUNG = 70
 
 @dataclass(frozen=True)
 class Options:
-    """How a worker works. `lease_s`: see `dit.lease`; `hang_s`: see `HANG_S`; `wait`: stay until every cell has ended."""
+    """How a worker works. `lease_s`: see `dit.store.lease`; `hang_s`: see `HANG_S`; `wait`: stay until every cell has ended."""
 
     lease_s: float = LEASE_S
     hang_s: float = HANG_S
@@ -75,7 +75,7 @@ class Worker:
         """
         if self.arguments.mesh:
             prepare()
-            from dit.mesh import make_mesh
+            from dit.model.mesh import make_mesh
 
             make_mesh(self.arguments.mesh)
 
@@ -243,8 +243,8 @@ def prepare() -> Callable[..., str]:
     """What runs a cell, with JAX imported and told to keep what XLA compiles for the next worker."""
     import jax
 
-    from dit.environment import cache_folder
-    from dit.run import execute
+    from dit.runs.run import execute
+    from dit.store.environment import cache_folder
 
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

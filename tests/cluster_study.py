@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from analysis.results import results
-from dit.store import RunStore, load_study
+from dit.store.study import RunStore, load_study
 
 STUDY = '''"""Cells of some hundred steps."""
-from dit.config import DATASETS, Evaluation, OptimConfig, RunConfig, model_config
+from dit.design.config import DATASETS, Evaluation, OptimConfig, RunConfig, model_config
 D = DATASETS["digits"]
 SCORES = tuple(Evaluation(step, "digits", num_samples=16, sampling_steps=2) for step in (200, 400))
 def runs():

@@ -22,10 +22,11 @@ import threading
 import time
 from pathlib import Path
 
-from dit import cli, store
-from dit.lease import Stopped
-from dit.rows import score_row
-from dit.store import MetricsWriter, RunStore, write_json
+from dit import cli
+from dit.design.rows import score_row
+from dit.store import study as store
+from dit.store.lease import Stopped
+from dit.store.study import MetricsWriter, RunStore, write_json
 
 LISTENERS = []
 """Told of each step of arithmetic, and when it began and ended."""
@@ -94,7 +95,7 @@ def crash(where, when, number):
     else:
         os.replace, os.rename = around(os.replace), around(os.rename)
     if where == "drawn":
-        from dit import kept_samples
+        from dit.runs import kept_samples
 
         kept_samples.SAVE_EVERY_S = 0.0  # after every batch
 
@@ -107,10 +108,10 @@ def log_steps(place):
     """
     import jax
 
-    import dit.run
-    from dit.train import Advance
+    import dit.runs.run
+    from dit.train.step import Advance
 
-    build, train, link = dit.run.build, dit.run.train, os.link
+    build, train, link = dit.runs.run.build, dit.runs.run.train, os.link
     log = open(place, "a", buffering=1)  # noqa: SIM115  # to this process's end
     flying = queue.SimpleQueue()
     loops = []
@@ -153,7 +154,7 @@ def log_steps(place):
             log.write(json.dumps(["claim", time.monotonic()]) + "\n")
 
     threading.Thread(target=watch, daemon=True).start()
-    dit.run.build, dit.run.train, os.link = build_logged, train_logged, link_logged
+    dit.runs.run.build, dit.runs.run.train, os.link = build_logged, train_logged, link_logged
     LISTENERS.append(lambda *step: log.write(json.dumps(step) + "\n"))
 
 
@@ -240,9 +241,9 @@ def main(argv):
 
 def nursery():
     """Fork workers that need not import anything, until standard input closes."""
-    import dit.run
-    import dit.scoring  # noqa: F401
-    from dit.data import load_images
+    import dit.runs.run
+    import dit.score.scoring  # noqa: F401
+    from dit.data.batches import load_images
 
     load_images("digits")  # which imports much
 

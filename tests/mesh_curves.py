@@ -9,12 +9,12 @@ import sys
 import jax
 import numpy as np
 
-from dit import distributed
-from dit.config import DATASETS, ModelConfig, OptimConfig, RunArguments, RunConfig
-from dit.data import ImageDataset, load_images
-from dit.loop import train
-from dit.mesh import make_mesh
-from dit.train import Program, TrainState, build
+from dit.data.batches import ImageDataset, load_images
+from dit.design.config import DATASETS, ModelConfig, OptimConfig, RunArguments, RunConfig
+from dit.hosts import distributed
+from dit.model.mesh import make_mesh
+from dit.train.loop import train
+from dit.train.step import Program, TrainState, build
 
 STEPS = 6
 

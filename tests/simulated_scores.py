@@ -8,7 +8,7 @@ import numpy as np
 
 from analysis.fits.observations import Observations
 from analysis.frames import frame
-from dit.rows import Row
+from dit.design.rows import Row
 
 PARAMS = {"S": 33e6, "B": 130e6, "L": 458e6, "XL": 675e6}
 PATCHES = (8, 4, 2)

@@ -1,4 +1,4 @@
-"""A made-up study written through `dit.store`: scores follow a known law, samples and losses are cheap."""
+"""A made-up study written through `dit.store.study`: scores follow a known law, samples and losses are cheap."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dit import flops
-from dit.config import BLOCKS, DATASETS, Evaluation, RunConfig, digest, model_config
-from dit.rows import score_row
-from dit.store import DONE, FAILED, MetricsWriter, RunStore, Study, save_study, write_json
+from dit.design import flops
+from dit.design.config import BLOCKS, DATASETS, Evaluation, RunConfig, digest, model_config
+from dit.design.rows import score_row
+from dit.store.study import DONE, FAILED, MetricsWriter, RunStore, Study, save_study, write_json
 
 BLOCK_PENALTY = {"in_context": 1.6, "cross_attention": 1.3, "adaln": 1.25, "adaln_zero": 1.0}
 FLOOR = 1.25

@@ -10,8 +10,20 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = ("dit", "experiments", "sweeps", "analysis")
 FRAMEWORKS = {"jax", "jaxlib", "flax", "optax", "orbax", "torch"}
-WITHOUT_JAX = ("dit.config", "dit.errors", "dit.flops", "dit.rows", "dit.store", "dit.mirror", "dit.environment")
-WITHOUT_JAX += ("dit.lease", "dit.lease_files", "dit.memory_rules", "dit.topology")
+WITHOUT_JAX = ("dit.config", "dit.errors", "dit.design", "dit.store")
+MAY_IMPORT = {
+    "design": set(),
+    "model": {"design"},
+    "diffusion": {"design"},
+    "store": {"design"},
+    "hosts": {"store"},
+    "weights": {"design", "model", "store"},
+    "data": {"design", "hosts", "store", "weights"},
+    "train": {"design", "model", "diffusion", "store", "hosts", "weights", "data"},
+    "score": {"design", "model", "diffusion", "store", "hosts", "weights", "data", "train"},
+    "runs": {"design", "model", "diffusion", "store", "hosts", "weights", "data", "train", "score"},
+}
+"""Which rooms of the library each room imports, besides itself: one way, so that no two rooms need each other."""
 
 
 def name_of(path: Path) -> str:
@@ -65,12 +77,33 @@ def test_the_reader_of_imports_sees_every_kind():
 
 def test_every_room_is_there():
     assert {module.split(".")[0] for module in MODULES} == set(ROOMS)
-    assert {"dit.model", "dit.cli.sweep", "sweeps.worker", "experiments.demo", "analysis.results"} <= set(MODULES)
+    assert {"dit.model.transformer", "dit.cli.sweep", "sweeps.worker", "experiments.demo", "analysis.results"} <= set(
+        MODULES
+    )
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("dit") and not is_cli(module)])
 def test_the_library_imports_nothing_of_its_siblings(module):
     assert not reaches(imports(module), "experiments", "sweeps", "analysis", "tests")
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.count(".") > 1 and not is_cli(module)])
+def test_rooms_of_the_library_look_one_way(module):
+    if module.startswith("dit."):
+        room = module.split(".")[1]
+        allowed = {f"dit.{name}" for name in MAY_IMPORT[room] | {room}} | {"dit.errors", "dit.__version__"}
+        assert reaches(imports(module), "dit") == reaches(imports(module), *allowed)
+
+
+def test_no_room_is_crowded():
+    for room in MAY_IMPORT:
+        assert len(list((ROOT / "dit" / room).glob("*.py"))) < 20
+    assert {path.name for path in (ROOT / "dit").glob("*.py")} == {
+        "__init__.py",
+        "__main__.py",
+        "config.py",
+        "errors.py",
+    }
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -79,17 +112,18 @@ def test_entry_points_are_not_imported(module):
         assert reaches(imports(module), "dit.cli") == {"dit.cli.main"}
     elif module != "dit.cli":  # it loads its verbs by name
         allowed = {"sweeps.worker"} if module == "dit.cli.worker" else set()
-        assert not reaches(imports(module), *({"dit.cli", "dit.__main__", "sweeps.worker"} - allowed))
+        shared = {"dit.cli.progress.ImageProgress"}
+        assert not reaches(imports(module) - shared, *({"dit.cli", "dit.__main__", "sweeps.worker"} - allowed))
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("experiments")])
 def test_experiments_only_declare(module):
-    assert imports(module) == reaches(imports(module), "dit.config", "experiments", "dataclasses", "__future__")
+    assert imports(module) == reaches(imports(module), "dit.design.config", "experiments", "dataclasses", "__future__")
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("analysis")])
 def test_analysis_reads_records_and_trains_nothing(module):
-    readers = ("dit.__version__", "dit.config", "dit.duration", "dit.errors", "dit.flops", "dit.rows", "dit.store")
+    readers = ("dit.__version__", "dit.config", "dit.errors", "dit.design", "dit.store")
     found = imports(module)
     assert not reaches(found, *FRAMEWORKS, "sweeps", "experiments")
     assert reaches(found, "dit") == reaches(found, *readers)
@@ -100,13 +134,19 @@ def test_sweeps_know_no_science_and_only_workers_need_jax(module):
     assert not reaches(imports(module, top_level_only=True), *FRAMEWORKS)
     if module != "sweeps.worker":
         assert not reaches(
-            imports(module), *FRAMEWORKS, "dit.model", "dit.train", "dit.run", "dit.diffusion", "dit.scoring"
+            imports(module),
+            *FRAMEWORKS,
+            "dit.model.transformer",
+            "dit.train.step",
+            "dit.runs.run",
+            "dit.diffusion.process",
+            "dit.score.scoring",
         )
 
 
 def test_the_formula_does_not_know_the_network():
-    assert reaches(imports("dit.flops"), "dit") == reaches(imports("dit.flops"), "dit.config")
-    assert not reaches(imports("dit.model"), "dit.flops")
+    assert reaches(imports("dit.design.flops"), "dit") == reaches(imports("dit.design.flops"), "dit.design.config")
+    assert not reaches(imports("dit.model.transformer"), "dit.design.flops")
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -116,7 +156,7 @@ def test_pytorch_is_not_imported(module):
 
 def test_modules_that_need_no_jax_do_not_import_it():
     names = [
-        *WITHOUT_JAX,
+        *(name for name in MODULES for room in WITHOUT_JAX if name == room or name.startswith(room + ".")),
         "dit.cli",
         "dit.cli.plan",
         "dit.cli.sweep",
@@ -144,7 +184,7 @@ def test_modules_that_need_no_jax_do_not_import_it():
     subprocess.run([sys.executable, "-c", code, *names], check=True)
 
 
-SCRIPTS = sorted(set(MODULES.values()) | set((ROOT / "tests").glob("*.py")))
+SCRIPTS = sorted(set(MODULES.values()) | set((ROOT / "tests").glob("*.py")) | set((ROOT / "tests").glob("*/test_*.py")))
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))

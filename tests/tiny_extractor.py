@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit.extractors import Features, NetworkExtractor
+from dit.score.features import Features, NetworkExtractor
 
 
 def tiny_extractor(seed: int = 0, resize: str = "none", batch_size: int = 16) -> NetworkExtractor:

@@ -14,9 +14,9 @@ from pathlib import Path
 from process_group import free_port
 
 from analysis.results import results
-from dit.config import DATASETS, Evaluation, RunConfig, model_config
-from dit.lease import attempts, run_files
-from dit.store import RunStore, Study, load_study, save_study
+from dit.design.config import DATASETS, Evaluation, RunConfig, model_config
+from dit.store.lease import attempts, run_files
+from dit.store.study import RunStore, Study, load_study, save_study
 
 SCRIPT = str(Path(__file__).parent / "crashing_worker.py")
 

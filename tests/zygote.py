@@ -43,9 +43,9 @@ class Zygote:
 def serve():
     import jax
 
-    from dit.config import RunArguments, from_json
-    from dit.data import load_images
-    from dit.run import execute
+    from dit.data.batches import load_images
+    from dit.design.config import RunArguments, from_json
+    from dit.runs.run import execute
 
     load_images("digits")
     assert not jax._src.xla_bridge.backends_are_initialized(), "a child could not begin anew"
@@ -71,7 +71,8 @@ def arm(task):
         threading.Timer(task["seconds"], die).start()
     if "stage" not in task:
         return
-    from dit import checkpoint, manifest
+    from dit.store import manifest
+    from dit.train import checkpoint
 
     stage, signals = task["stage"], task.get("signals", [])
     seen = []

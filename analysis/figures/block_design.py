@@ -30,7 +30,7 @@ from analysis.figures.drawing import (
 from analysis.frames import Frame
 from analysis.results import StudyResults
 from analysis.style import COLUMN_WIDTH, INK, MUTED, Look, Looks, pt
-from dit.config import BLOCKS
+from dit.design.config import BLOCKS
 
 
 def block_design(study: StudyResults) -> Drawing:

@@ -24,7 +24,7 @@ from analysis.frames import Frame
 from analysis.results import StudyResults
 from analysis.seeds import require_one_variant
 from analysis.style import FAINT, INK, MUTED, TEXT_WIDTH, Look, Looks, block_name, page, pt, stroke
-from dit.config import BLOCKS
+from dit.design.config import BLOCKS
 
 _FLOOR_DASH = (0, (2, 2))
 _FOOT_SIZE = 5.8

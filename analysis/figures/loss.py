@@ -13,7 +13,7 @@ from analysis.figures.drawing import Drawing, Skipped, foot, legend, looks_of, n
 from analysis.results import StudyResults, losses
 from analysis.seeds import require_one_variant
 from analysis.style import Look, block_name, stroke
-from dit.config import BLOCKS, digest
+from dit.design.config import BLOCKS, digest
 
 _WINDOW = 0.04  # of a curve's logged rows: the span of the running mean
 

@@ -18,7 +18,7 @@ from analysis.frames import Frame
 from analysis.results import StudyResults
 from analysis.seeds import require_one_variant
 from analysis.style import FAINT, MUTED, block_name
-from dit.config import BLOCKS
+from dit.design.config import BLOCKS
 from dit.errors import UserError
 
 _SMALL = 64  # pixels: below, a cell shows ten images, else four

@@ -13,7 +13,7 @@ from analysis.provenance import figure_rows, file_digest, rows_digest
 from analysis.results import StudyResults
 from analysis.style import STYLES
 from dit.errors import UserError
-from dit.store import read_json
+from dit.store.study import read_json
 
 _NEEDED = {"style", "where", "code_sha256", "files_sha256", "rows_sha256", "rows", "runs", "protocols"}
 

@@ -17,7 +17,7 @@ from analysis.fits.record import Note, Parameter
 from analysis.fits.sampling import SamplingLaw
 from analysis.fits.validation import Validation
 from analysis.forecast import Forecast, ScoredForecast
-from dit.rows import Row
+from dit.design.rows import Row
 
 
 def text(found: Conclusions) -> str:

@@ -19,7 +19,7 @@ from analysis.results import StudyResults
 from analysis.seeds import require_one_variant
 from analysis.style import Look, Looks, block_name
 from analysis.tables import plain
-from dit.config import BLOCKS
+from dit.design.config import BLOCKS
 
 Chart = dict[str, Any]
 _POINTS = {"o": "circle", "s": "rect", "^": "triangle", "v": "triangle", "D": "rectRot", "P": "cross", "": "circle"}

@@ -15,8 +15,8 @@ from analysis.frames import Frame
 from analysis.report.tables import Table, table
 from analysis.results import StudyResults
 from analysis.style import block_name
-from dit import flops
-from dit.store import FAILED, RunStore, load_study
+from dit.design import flops
+from dit.store.study import FAILED, RunStore, load_study
 
 _COLUMNS = (
     *("block", "size", "patch_size", "runs", "planned Gflops", "done Gflops", "done %"),

@@ -13,7 +13,7 @@ from analysis.report.tables import Table, table
 from analysis.results import StudyResults
 from analysis.tables import plain
 from dit import __version__
-from dit.store import RunStore, load_study, read_json
+from dit.store.study import RunStore, load_study, read_json
 
 _PACKAGES = ("numpy", "pandas", "scipy")
 

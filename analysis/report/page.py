@@ -23,9 +23,9 @@ from analysis.report.origin import origin
 from analysis.report.tables import cell_table, failures, protocol_table, score_table, written
 from analysis.report.words import protocol_words, summary
 from analysis.results import StudyResults, losses
-from dit.duration import duration
+from dit.design.duration import duration
 from dit.errors import UserError
-from dit.store import load_study
+from dit.store.study import load_study
 
 _PUBLISHED = "The numbers that the paper publishes (arXiv:2212.09748)."
 

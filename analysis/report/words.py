@@ -13,7 +13,7 @@ from analysis.report.costs import Costs
 from analysis.report.tables import cells_of, written
 from analysis.results import StudyResults
 from analysis.style import block_name
-from dit.duration import duration
+from dit.design.duration import duration
 
 _CELL = ["block", "size", "patch_size"]
 

@@ -17,8 +17,8 @@ import time
 import warnings
 from pathlib import Path
 
-from dit import distributed
 from dit.errors import UserError
+from dit.hosts import distributed
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     # JAX takes seconds to import; --help and wrong arguments should not.
     import jax
 
-    from dit.encode import EncodeRun, encode
+    from dit.data.encode import EncodeRun, encode
 
     if args.process_index is None:
         args.process_index, args.process_count = jax.process_index(), jax.process_count()
@@ -98,7 +98,7 @@ class _Display:
             self._bar.stop()
 
     def show(self, progress) -> None:
-        """Called after every batch with a `dit.encode.Progress`."""
+        """Called after every batch with a `dit.data.encode.Progress`."""
         text = f"{progress.images_per_s:.1f} images/s, {progress.broken} broken"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, total=progress.total, completed=progress.done, description=text)

@@ -23,17 +23,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from dit import distributed
-from dit.config import Precision
+from dit.design.config import Precision
 from dit.errors import UserError
-from dit.extractors import NAMES, Extractor, NetworkExtractor, column, make_extractor
-from dit.metrics.bootstrap import LEAST_RESAMPLES
+from dit.hosts import distributed
+from dit.score.features import NAMES, Extractor, NetworkExtractor, column, make_extractor
+from dit.score.metrics.bootstrap import LEAST_RESAMPLES
 
 if TYPE_CHECKING:
-    from dit.image_sets import ImageSet
-    from dit.processes import Processes
-    from dit.reference import Reference
-    from dit.weights import Loaded
+    from dit.data.image_sets import ImageSet
+    from dit.hosts.processes import Processes
+    from dit.score.reference import Reference
+    from dit.train.restore import Loaded
 
 DRAWN: dict[str, tuple[Any, str]] = {
     "sampler": (str, "ddpm, ddim, or another program's"),
@@ -53,7 +53,7 @@ CHOICES = {"precision": get_args(Precision)}
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    from dit.scores import DEFAULT, METRICS
+    from dit.score.scores import DEFAULT, METRICS
 
     add = parser.add_argument
     add("samples", metavar="SAMPLES", help=".npz with arr_0 (uint8 NHWC), a folder of images, or a checkpoint")
@@ -93,12 +93,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Score the samples, print the table and write the row."""
-    from dit import reference
-    from dit.evaluation import gather
-    from dit.processes import SHARES_S, Processes
-    from dit.progress import ImageProgress
-    from dit.scores import DEFAULT, NEED_SAMPLES, score
-    from dit.store import write_json
+    from dit.cli.progress import ImageProgress
+    from dit.hosts.processes import SHARES_S, Processes
+    from dit.score import reference
+    from dit.score.evaluation import gather
+    from dit.score.scores import DEFAULT, NEED_SAMPLES, score
+    from dit.store.study import write_json
 
     distributed.share(args.distributed)
     processes = Processes(SHARES_S)
@@ -140,7 +140,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _ready(args: argparse.Namespace) -> tuple[Extractor, Loaded | None]:
     """The extractor, and the checkpoint if one is to be drawn from."""
-    from dit.weights import open_checkpoint
+    from dit.train.restore import open_checkpoint
 
     _check(args)
     extractor = make_extractor(args.extractor, args.weights, args.batch_size)
@@ -156,7 +156,7 @@ def _ready(args: argparse.Namespace) -> tuple[Extractor, Loaded | None]:
 
 def _images(args: argparse.Namespace, path: Path, extractor: Extractor) -> tuple[ImageSet, int]:
     """The samples and how many of them to take."""
-    from dit.image_sets import open_images
+    from dit.data.image_sets import open_images
 
     images = open_images(str(path), extractor.channels)
     count = len(images) if args.num_samples is None else args.num_samples
@@ -210,10 +210,10 @@ def _draw(args: argparse.Namespace, loaded: Loaded, processes: Processes) -> Pat
 
     Each process draws its part of the shards, and whichever comes last puts them together.
     """
-    from dit.config import Evaluation
-    from dit.decoding import open_decoder
-    from dit.progress import ImageProgress
-    from dit.sample_images import SampleRun, check, draw
+    from dit.cli.progress import ImageProgress
+    from dit.data.decoding import open_decoder
+    from dit.design.config import Evaluation
+    from dit.score.sample_images import SampleRun, check, draw
 
     given = {
         name: getattr(args, name)
@@ -243,7 +243,7 @@ def _row(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """The result with everything it depends on; `protocol` hashes all of that but the samples themselves."""
-    from dit.config import digest
+    from dit.design.config import digest
 
     unknown = sorted(set(images.protocol) - set(DRAWN))
     if unknown:

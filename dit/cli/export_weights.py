@@ -22,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export; one line on standard output."""
-    from dit.weights import export, open_checkpoint, refuse_existing
+    from dit.train.restore import export, open_checkpoint, refuse_existing
 
     refuse_existing(args.out)
     loaded = open_checkpoint(args.checkpoint, args.step)

@@ -11,10 +11,10 @@ import argparse
 
 from analysis import published
 from analysis.tables import FORMATS, render
-from dit import flops
-from dit.config import BLOCKS, DATASETS, LADDERS, DataConfig, ModelConfig, model_config
+from dit.design import flops
+from dit.design.config import BLOCKS, DATASETS, LADDERS, DataConfig, ModelConfig, model_config
+from dit.design.rows import Row
 from dit.errors import UserError
-from dit.rows import Row
 
 _CELL: tuple[str, ...] = ("block", "size", "patch_size", "image_size", "tokens", "params", "gflops", "paper_gflops")
 _PUBLISHED = ("published_params_millions", "published_gflops", "residual_gflops")

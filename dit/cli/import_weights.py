@@ -24,8 +24,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Import; what was found on standard output."""
-    from dit.flops import gflops, params
-    from dit.weights import Declared, read_official, refuse_existing, save_imported
+    from dit.design.flops import gflops, params
+    from dit.train.restore import Declared, read_official, refuse_existing, save_imported
 
     refuse_existing(args.out)
     loaded = read_official(args.file, Declared(args.num_heads, args.input_size, args.num_classes))

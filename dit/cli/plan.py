@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} needs --hardware, such as --hardware v5e-8")
     from analysis import tables
-    from dit.rows import VARIANT
+    from dit.design.rows import VARIANT
     from sweeps.plan import COLUMNS, plan, total
 
     rows = plan(study, runs)

@@ -20,12 +20,12 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dit import distributed
 from dit.errors import UserError
-from dit.extractors import NAMES, Extractor, make_extractor
+from dit.hosts import distributed
+from dit.score.features import NAMES, Extractor, make_extractor
 
 if TYPE_CHECKING:
-    from dit.image_sets import ImageSet
+    from dit.data.image_sets import ImageSet
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -54,9 +54,9 @@ def run(args: argparse.Namespace) -> None:
     """Make or declare the statistics, and print what they are."""
     from tabulate import tabulate
 
-    from dit import inception, reference
-    from dit.processes import SHARES_S, Processes
-    from dit.progress import ImageProgress
+    from dit.cli.progress import ImageProgress
+    from dit.hosts.processes import SHARES_S, Processes
+    from dit.score import inception, reference
 
     if args.out.suffix != ".npz":
         raise UserError(f"--out {args.out}: expected a name ending in .npz")
@@ -92,9 +92,9 @@ def run(args: argparse.Namespace) -> None:
 
 def _images(args: argparse.Namespace, channels: int) -> ImageSet:
     if args.vae is None:
-        from dit.image_sets import open_images
+        from dit.data.image_sets import open_images
 
         return open_images(args.source, channels)
-    from dit.decoded_latents import open_decoded
+    from dit.data.decoded_latents import open_decoded
 
     return open_decoded(args.source, args.vae)

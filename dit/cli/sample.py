@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dit import distributed
 from dit.errors import UserError
+from dit.hosts import distributed
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -79,11 +79,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _samples(args: argparse.Namespace, drawn: Any, labels: tuple[int, ...] | None) -> None:
-    from dit.decoding import open_decoder
-    from dit.processes import SHARES_S, Processes
-    from dit.progress import ImageProgress
-    from dit.sample_images import SampleRun, check, draw, grid_of
-    from dit.weights import open_checkpoint
+    from dit.cli.progress import ImageProgress
+    from dit.data.decoding import open_decoder
+    from dit.hosts.processes import SHARES_S, Processes
+    from dit.score.sample_images import SampleRun, check, draw, grid_of
+    from dit.train.restore import open_checkpoint
 
     distributed.share(args.distributed)
     processes = Processes(SHARES_S)
@@ -115,9 +115,9 @@ def _samples(args: argparse.Namespace, drawn: Any, labels: tuple[int, ...] | Non
 
 
 def _grid(args: argparse.Namespace, drawn: Any) -> None:
-    from dit.decoding import open_decoder
-    from dit.progress import ImageProgress
-    from dit.sample_grid import cells_of, compose, draw_cells
+    from dit.cli.progress import ImageProgress
+    from dit.data.decoding import open_decoder
+    from dit.score.sample_grid import cells_of, compose, draw_cells
 
     if args.out.suffix != ".png":
         raise UserError(f"--out {args.out}: expected a name ending in .png with --grid")
@@ -158,7 +158,7 @@ def _labels(text: str) -> tuple[int, ...] | None:
 
 def _drawn(args: argparse.Namespace) -> Any:
     """The sampling options as the declaration that a study would make."""
-    from dit.config import Evaluation
+    from dit.design.config import Evaluation
 
     if args.cfg_channels != "all" and not (args.cfg_channels.isdigit() and int(args.cfg_channels)):
         raise UserError(f"--cfg-channels {args.cfg_channels}: expected 3, all, or another number of channels")

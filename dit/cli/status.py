@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dit.store import DONE
+from dit.store.study import DONE
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -103,6 +103,6 @@ def _totals(rows: list[dict[str, Any]]) -> str:
 
 
 def _duration(seconds: float | None) -> str:
-    from dit.duration import duration
+    from dit.design.duration import duration
 
     return "unknown" if seconds is None else duration(seconds)

@@ -13,10 +13,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from dit.config import RunArguments, RunConfig
+from dit.design.config import RunArguments, RunConfig
+from dit.design.topology import MeshShape, parse_mesh, require_batch
 from dit.errors import UserError
-from dit.store import RunStore, check_study_folder, storage_errors
-from dit.topology import MeshShape, parse_mesh, require_batch
+from dit.store.study import RunStore, check_study_folder, storage_errors
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ import argparse
 import importlib
 from pathlib import Path
 
-from dit.config import RunConfig
+from dit.design.config import RunConfig
 from sweeps.engine import Engine, Listener, Resources
 from sweeps.engines import needs
 

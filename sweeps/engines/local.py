@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dit.config import RunConfig
+from dit.design.config import RunConfig
 from dit.errors import UserError
-from dit.lease import LEASE_S, attempts, run_files
-from dit.store import run_folder
+from dit.store.lease import LEASE_S, attempts, run_files
+from dit.store.study import run_folder
 from sweeps.devices import Share, default_workers, out_of_memory_kills, shares
 from sweeps.engine import GONE, PENDING, RUNNING, CellTask, CommandState, Listener, Resources
 from sweeps.engines import needs

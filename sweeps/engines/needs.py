@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dit.config import RunConfig
+from dit.design.config import RunConfig
 from dit.errors import UserError
 from sweeps.engine import Resources
 

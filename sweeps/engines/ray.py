@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dit.config import RunConfig, digest
+from dit.design.config import RunConfig, digest
 from dit.errors import UserError
-from dit.store import SCHEMA_VERSION, run_folder, write_json
+from dit.store.study import SCHEMA_VERSION, run_folder, write_json
 from sweeps.engine import GONE, PENDING, RUNNING, CellTask, CommandState, Listener, Resources
 from sweeps.engines import needs
 from sweeps.queues import Queue

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dit.config import RunConfig
+from dit.design.config import RunConfig
 from dit.errors import UserError
-from dit.store import load_study, read_json
+from dit.store.study import load_study, read_json
 from sweeps import arguments
 from sweeps.engine import (
     DONE,

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dit.config import RunConfig, digest
+from dit.design.config import RunConfig, digest
 from dit.errors import UserError
-from dit.store import run_folder
+from dit.store.study import run_folder
 from sweeps.engine import (
     DONE,
     GONE,

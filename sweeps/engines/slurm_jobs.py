@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dit.environment import cache_folder
 from dit.errors import UserError
+from dit.store.environment import cache_folder
 from sweeps.engine import STOPPED, Resources
 
 KEPT_S = 86400.0

@@ -18,12 +18,12 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
-from dit.checkpoint import CheckpointWriter, flatten
-from dit.config import DATASETS, RunConfig, model_config
-from dit.train import build
+from dit.design.config import DATASETS, RunConfig, model_config
+from dit.train.checkpoint import CheckpointWriter, flatten
+from dit.train.step import build
 
 INTERVAL = 10_000
-"""Steps between two checkpoints by default (`dit.config.RunArguments.checkpoint_every`)."""
+"""Steps between two checkpoints by default (`dit.design.config.RunArguments.checkpoint_every`)."""
 
 CELLS = {
     "nano": ("S", "nano", 4, "digits", 64),

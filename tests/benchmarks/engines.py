@@ -26,11 +26,11 @@ import slurm_cluster
 from cluster_study import environment
 
 from analysis.tables import render
-from dit.lease import attempts, run_files
-from dit.store import RunStore, load_study
+from dit.store.lease import attempts, run_files
+from dit.store.study import RunStore, load_study
 
 STUDY = '''"""Cells of one step."""
-from dit.config import DATASETS, RunConfig, model_config
+from dit.design.config import DATASETS, RunConfig, model_config
 D = DATASETS["digits"]
 def runs():
     return [RunConfig(model_config("adaln", "S", 8, D, ladder="nano"), D, 1, 4, seed) for seed in range({cells})]

@@ -22,9 +22,9 @@ import numpy as np
 import scipy.linalg
 from tabulate import tabulate
 
-from dit.metrics.frechet import Gaussian, frechet_distance
-from dit.metrics.moments import Moments
-from dit.metrics.precision_recall import precision_recall
+from dit.score.metrics.frechet import Gaussian, frechet_distance
+from dit.score.metrics.moments import Moments
+from dit.score.metrics.precision_recall import precision_recall
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the oracle that the tests share
 
@@ -139,7 +139,7 @@ def network(args: argparse.Namespace) -> list[Row]:
     import torch
     from fidelity_oracle import load
 
-    from dit import inception, inception_weights
+    from dit.score import inception, inception_weights
 
     torch.set_num_threads(os.cpu_count() or 1)
     state = inception_weights.random(0)

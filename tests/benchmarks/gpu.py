@@ -8,7 +8,7 @@ Training is the whole step (draws, hybrid loss, AdamW, moving average) in bfloat
 rows and guard; the PyTorch twin under autocast, with fused attention and AdamW. Each takes the best of --batches; one that does not fit
 is left out. Sampling is 250 ancestral steps in bfloat16. Contestants take turns, each in a process of its own (JAX keeps most of a card
 to itself). Images a second are over --steps steps after as many to warm up; utilisation counts two operations per multiply-add and three
-forward passes (one a sampling step) over the card's peak in `dit.throughput`. It has not been run on a GPU.
+forward passes (one a sampling step) over the card's peak in `dit.train.throughput`. It has not been run on a GPU.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from dit.config import DATASETS, Evaluation, ModelConfig, RunConfig, model_config
-from dit.flops import BACKWARD_FACTOR, macs
-from dit.throughput import peak_flops
+from dit.design.config import DATASETS, Evaluation, ModelConfig, RunConfig, model_config
+from dit.design.flops import BACKWARD_FACTOR, macs
+from dit.train.throughput import peak_flops
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for torch_twin
 
@@ -52,12 +52,12 @@ def ours(part: str, model: ModelConfig, batch: int, args: argparse.Namespace) ->
     """Images a second of `dit`."""
     import jax
 
-    from dit.compute import Compute
-    from dit.config import DiffusionConfig
-    from dit.loop import train
-    from dit.model import applied
-    from dit.sampling import Sampler
-    from dit.train import build
+    from dit.design.config import DiffusionConfig
+    from dit.model.compute import Compute
+    from dit.model.transformer import applied
+    from dit.score.sampling import Sampler
+    from dit.train.loop import train
+    from dit.train.step import build
 
     program = build(RunConfig(model, DATA, 4 * args.steps, batch, precision="bfloat16"))
     if part == "train":

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dit.latent_shards import MANIFEST, Manifest, Record, Settings, ShardWriter, shard_name, write_json
-from dit.latents import LatentDataset
-from dit.vae import LATENT_SCALE
+from dit.data.latents import LatentDataset
+from dit.data.shards import MANIFEST, Manifest, Record, Settings, ShardWriter, shard_name, write_json
+from dit.weights.vae import LATENT_SCALE
 
 TFLOP_PER_IMAGE = 3 * 2 * 118.64e-3
 # Host: chips, peak bfloat16 TFLOP/s of one.

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 STUDY = '''"""How long does planning take?"""
-from dit.config import BLOCKS, DATASETS, SIZES, Evaluation, RunConfig, model_config
+from dit.design.config import BLOCKS, DATASETS, SIZES, Evaluation, RunConfig, model_config
 DATA = DATASETS["imagenet256"]
 SCORES = tuple(Evaluation(step, "inception", num_samples=50_000, decoder="sd-vae-ft-mse") for step in (200_000, 400_000))
 def runs():

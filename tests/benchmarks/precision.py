@@ -11,10 +11,10 @@ import dataclasses
 
 import numpy as np
 
-from dit.config import DATASETS, OptimConfig, RunConfig, model_config
-from dit.data import ImageDataset, load_images
-from dit.loop import train
-from dit.train import build
+from dit.data.batches import ImageDataset, load_images
+from dit.design.config import DATASETS, OptimConfig, RunConfig, model_config
+from dit.train.loop import train
+from dit.train.step import build
 
 CELLS = (("adaln_zero", "S", 4), ("adaln_zero", "B", 4), ("adaln_zero", "S", 2))
 

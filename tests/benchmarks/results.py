@@ -24,9 +24,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.results import collect, losses
-from dit.config import BLOCKS, DATASETS, SIZES, Evaluation, RunConfig, digest, model_config
-from dit.rows import score_row
-from dit.store import RunStore, Study, save_study
+from dit.design.config import BLOCKS, DATASETS, SIZES, Evaluation, RunConfig, digest, model_config
+from dit.design.rows import score_row
+from dit.store.study import RunStore, Study, save_study
 
 DIGITS = DATASETS["digits"]
 CELL = ["block", "size", "patch_size"]

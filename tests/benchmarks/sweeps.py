@@ -24,8 +24,8 @@ sys.path.remove(str(Path(__file__).parent))  # where this file would pass for th
 
 from synthetic_study import cells, write_run
 
-from dit.lease import attempts, run_files
-from dit.store import DONE, RunStore, Study, load_study, save_study
+from dit.store.lease import attempts, run_files
+from dit.store.study import DONE, RunStore, Study, load_study, save_study
 from sweeps.ledger import Ledger
 
 MANY = '''"""How long does it take?"""
@@ -36,7 +36,7 @@ def runs():
     return cells(seeds=range(1 + {count} // 48), sampling=())[:{count}]
 '''
 SHORT = '''"""Cells of one step."""
-from dit.config import DATASETS, RunConfig, model_config
+from dit.design.config import DATASETS, RunConfig, model_config
 D = DATASETS["digits"]
 def runs():
     return [RunConfig(model_config("adaln", "S", 8, D, ladder="nano"), D, 1, 4, seed) for seed in range({count})]

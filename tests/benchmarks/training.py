@@ -1,7 +1,7 @@
 """How fast training, sampling and compiling are, beside PyTorch where it is installed: `python tests/benchmarks/training.py [PART ...]`.
 
 Parts: train (S/8, S/4, S/2 against a PyTorch twin, eager and compiled), sample (50 steps of S/4), compile (XL, scanned against
-unrolled) and harness (the nano ladder through `dit.loop` against the same step written as a bare optax loop). Contestants take turns
+unrolled) and harness (the nano ladder through `dit.train.loop` against the same step written as a bare optax loop). Contestants take turns
 within each round, and the ratios are those of a round, so that what else the machine does falls on both; the table shows their median
 and range. All use the same number of threads, batch and float32, and run in this one process, under the glibc tunables that `dit sweep`
 gives its workers (memory kept between steps, in huge pages): the script starts itself again with them unless GLIBC_TUNABLES is set,
@@ -81,7 +81,7 @@ def show(title: str, times: dict[str, list[float]], base: str, unit: str = "s") 
 
 def small(patch_size: int, depth: int | None) -> Any:
     """S on 32×32×4 latents, cut to `depth` blocks where one is given."""
-    from dit.config import DATASETS, model_config
+    from dit.design.config import DATASETS, model_config
 
     model = model_config("adaln_zero", "S", patch_size, DATASETS["imagenet256"])
     return replace(model, depth=depth) if depth else model
@@ -91,8 +91,8 @@ def our_step(patch_size: int, batch: int, depth: int | None) -> Callable[[], Any
     """A training step of S as `dit` takes it."""
     import jax
 
-    from dit.config import DATASETS, RunConfig
-    from dit.train import build
+    from dit.design.config import DATASETS, RunConfig
+    from dit.train.step import build
 
     program = build(RunConfig(small(patch_size, depth), DATASETS["imagenet256"], 1, batch))
     rng = np.random.default_rng(0)
@@ -143,10 +143,10 @@ def sample(extent: Extent) -> None:
     """Ancestral steps of 16 images of S/4, without guidance; warmed up by two steps, which compile the same programs."""
     import jax
 
-    from dit.compute import compute_on
-    from dit.config import DiffusionConfig, Evaluation
-    from dit.model import DiT, applied, nnx
-    from dit.sampling import Sampler
+    from dit.design.config import DiffusionConfig, Evaluation
+    from dit.model.compute import compute_on
+    from dit.model.transformer import DiT, applied, nnx
+    from dit.score.sampling import Sampler
 
     model, batch = small(4, extent.depth), extent.batch or 16
     params = jax.jit(lambda: nnx.state(DiT(model, rngs=nnx.Rngs(0))))()
@@ -172,9 +172,9 @@ def compile_time(extent: Extent) -> None:
     import jax
     import jax.numpy as jnp
 
-    from dit.compute import Compute
-    from dit.config import DATASETS, model_config
-    from dit.model import DiT, applied, nnx
+    from dit.design.config import DATASETS, model_config
+    from dit.model.compute import Compute
+    from dit.model.transformer import DiT, applied, nnx
 
     cached = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
@@ -214,10 +214,10 @@ def bare_loop(run: Any, data: Any, flat: bool) -> Callable[[int], Any]:
     import jax.numpy as jnp
     import optax
 
-    from dit.compute import compute_on
-    from dit.diffusion import linear_schedule, tables, training_losses
-    from dit.model import DiT, applied, nnx
-    from dit.train import draw_examples
+    from dit.diffusion.process import linear_schedule, tables, training_losses
+    from dit.model.compute import compute_on
+    from dit.model.transformer import DiT, applied, nnx
+    from dit.train.step import draw_examples
 
     model = applied(run.model, compute_on(jax.devices()[0], "float32", run.model), "cpu")
     o = run.optim
@@ -266,10 +266,10 @@ def harness(extent: Extent, sizes: list[str]) -> None:
     """The nano ladder, adaLN-Zero at patch 4: blocks of 50 steps through the loop, with rows, guard and prefetching, and bare."""
     import jax
 
-    from dit.config import DATASETS, OptimConfig, RunConfig, model_config
-    from dit.data import ImageDataset, load_images
-    from dit.loop import train as loop
-    from dit.train import build
+    from dit.data.batches import ImageDataset, load_images
+    from dit.design.config import DATASETS, OptimConfig, RunConfig, model_config
+    from dit.train.loop import train as loop
+    from dit.train.step import build
 
     images, data = load_images("digits"), DATASETS["digits"]
     optim = OptimConfig(learning_rate=3e-3, b2=0.99, ema_decay=0.99)

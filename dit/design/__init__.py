@@ -1,0 +1,1 @@
+"""What a run is, costs and reports: configurations, counting, columns. Imports no JAX."""

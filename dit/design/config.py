@@ -1,0 +1,399 @@
+"""What one run is: frozen dataclasses, the size ladders, and the identity of a run.
+
+Every default lives here. A variant is `dataclasses.replace`. A run's identity hashes what changes its result; hardware, paths,
+logging cadence, and how long to train (the learning rate is constant, so a longer run passes through the shorter one's states)
+are not part of it. Nothing here imports JAX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from dit.design.checks import require_choice, require_kind, require_number, require_positive, require_whole
+from dit.design.topology import parse_mesh
+from dit.errors import UserError
+
+Block = Literal["in_context", "cross_attention", "adaln", "adaln_zero"]
+BLOCKS: tuple[Block, ...] = get_args(Block)
+Precision = Literal["float32", "bfloat16"]
+Remat = Literal["auto", "none", "dots", "full"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """A row of a size ladder (Table 1 of the paper)."""
+
+    depth: int
+    hidden_size: int
+    num_heads: int
+
+
+LADDERS: dict[str, dict[str, Size]] = {
+    "dit": {
+        "S": Size(12, 384, 6),
+        "B": Size(12, 768, 12),
+        "L": Size(24, 1024, 16),
+        "XL": Size(28, 1152, 16),
+    },
+    # The paper's ladder at about a sixth of its depth and a sixteenth of its width: small images on a CPU.
+    "nano": {
+        "S": Size(2, 24, 2),
+        "B": Size(2, 48, 3),
+        "L": Size(4, 64, 4),
+        "XL": Size(5, 72, 4),
+    },
+}
+SIZES = ("S", "B", "L", "XL")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """A data set as the model sees it: `image_size` in pixels, `input_size` and `in_channels` as the model sees it (latents)."""
+
+    name: str
+    image_size: int
+    input_size: int
+    in_channels: int
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        require_kind(self, str, "name")
+        require_positive(self, "image_size", "input_size", "in_channels", "num_classes")
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether the model sees VAE latents rather than pixels."""
+        return self.input_size != self.image_size
+
+
+DATASETS: dict[str, DataConfig] = {
+    "digits": DataConfig("digits", image_size=8, input_size=8, in_channels=1, num_classes=10),
+    "mnist": DataConfig("mnist", image_size=32, input_size=32, in_channels=1, num_classes=10),
+    "imagenet256": DataConfig("imagenet256", image_size=256, input_size=32, in_channels=4, num_classes=1000),
+    "imagenet512": DataConfig("imagenet512", image_size=512, input_size=64, in_channels=4, num_classes=1000),
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A diffusion transformer (Sec. 3.2 of the paper). `size` and `ladder` name a row of `LADDERS`, or say "custom".
+
+    `qk_norm`, which the paper does not have, normalises each head's queries and keys (RMSNorm with a learned scale) before their product.
+    """
+
+    block: Block
+    patch_size: int
+    depth: int
+    hidden_size: int
+    num_heads: int
+    input_size: int = 32
+    in_channels: int = 4
+    num_classes: int = 1000
+    mlp_ratio: float = 4.0
+    learn_sigma: bool = True
+    class_dropout_prob: float = 0.1
+    size: str = "custom"
+    ladder: str = "custom"
+    qk_norm: bool = False
+
+    def __post_init__(self) -> None:
+        require_choice(self.block, BLOCKS, "block")
+        require_positive(self, "patch_size", "depth", "hidden_size", "num_heads")
+        require_positive(self, "input_size", "in_channels", "num_classes")
+        if self.input_size % self.patch_size:
+            divisors = [p for p in range(1, self.input_size + 1) if self.input_size % p == 0]
+            raise UserError(
+                f"patch_size {self.patch_size} does not divide the model's input of {self.input_size}: expected one of {divisors}"
+            )
+        width, heads = self.hidden_size, self.num_heads
+        if width % heads:
+            raise UserError(f"num_heads {heads} does not divide hidden_size {width}: choose a divisor")
+        if width % 4:
+            raise UserError(f"hidden_size {width} is not a multiple of 4, which the 2-D position embedding needs")
+        require_number(self, "mlp_ratio", low=0, ends="(]")
+        require_number(self, "class_dropout_prob", low=0, high=1, ends="[)")
+        require_kind(self, bool, "learn_sigma", "qk_norm")
+        require_kind(self, str, "size", "ladder")
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens T = (input_size / patch_size)²."""
+        return (self.input_size // self.patch_size) ** 2
+
+    @property
+    def out_channels(self) -> int:
+        """Channels the model predicts: the noise, and with `learn_sigma` as many for the variance."""
+        return self.in_channels * (2 if self.learn_sigma else 1)
+
+    @property
+    def mlp_hidden_size(self) -> int:
+        """Width of the MLP's hidden layer."""
+        return int(self.hidden_size * self.mlp_ratio)
+
+
+def model_config(
+    block: Block | str, size: str, patch_size: int, data: DataConfig, ladder: str = "dit", **changes: Any
+) -> ModelConfig:
+    """The model of one cell of the design space.
+
+    Raises:
+        UserError: for an unknown ladder, size or block, or a patch size that does not divide the input.
+    """
+    require_choice(block, BLOCKS, "block")
+    require_choice(ladder, list(LADDERS), "ladder")
+    require_choice(size, list(LADDERS[ladder]), "size")
+    row = LADDERS[ladder][size]
+    return ModelConfig(
+        block=block,  # type: ignore[arg-type]  # checked by ModelConfig
+        patch_size=patch_size,
+        depth=row.depth,
+        hidden_size=row.hidden_size,
+        num_heads=row.num_heads,
+        input_size=data.input_size,
+        in_channels=data.in_channels,
+        num_classes=data.num_classes,
+        size=size,
+        ladder=ladder,
+        **changes,
+    )
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The forward process: `timesteps` steps of a linear schedule (ADM's, as the paper uses it)."""
+
+    timesteps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 2e-2
+
+    def __post_init__(self) -> None:
+        require_positive(self, "timesteps")
+        require_number(self, "beta_start", low=0, high=1, ends="()")
+        require_number(self, "beta_end", low=self.beta_start, high=1, ends="[)")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW at a constant rate and an exponential moving average of the weights (Sec. 4)."""
+
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    ema_decay: float = 0.9999
+
+    def __post_init__(self) -> None:
+        require_number(self, "learning_rate", "eps", low=0, ends="(]")
+        require_number(self, "weight_decay", low=0)
+        require_number(self, "b1", "b2", low=0, high=1, ends="[)")
+        require_number(self, "ema_decay", low=0, high=1)
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What becomes of a training step that goes wrong. Either is detected on the device, counted and logged in every case.
+
+    A step whose loss or gradient norm is not finite stops the run, or is skipped: weights, moments and average stay as they were.
+    A step spikes if its gradient norm exceeds `spike_factor` times the running root mean square that AdamW's own second moments
+    hold of it, so that no further state is kept: it is only logged, or skipped, or stops the run.
+    """
+
+    nonfinite: Literal["stop", "skip"] = "stop"
+    spike: Literal["log", "skip", "stop"] = "log"
+    spike_factor: float = 10.0
+
+    def __post_init__(self) -> None:
+        require_choice(self.nonfinite, ("stop", "skip"), "treatment of steps that are not finite")
+        require_choice(self.spike, ("log", "skip", "stop"), "treatment of spikes")
+        require_number(self, "spike_factor", low=1, ends="(]")
+
+
+Sampler = Literal["ddpm", "ddim"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One score to take: after which step, and under which declared protocol.
+
+    `features` names the extractor ("digits", "mnist" or "inception"); `cfg_scale` 1 is no guidance; `cfg_channels` is how many
+    channels guidance moves, 3 as the released code does (never more than the input has) or `None` for all of them.
+    """
+
+    step: int
+    features: str
+    num_samples: int
+    sampling_steps: int = 250
+    sampler: Sampler = "ddpm"
+    cfg_scale: float = 1.0
+    cfg_channels: int | None = 3
+    ema: bool = True
+    decoder: str = "none"
+    sample_seed: int = 0
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        require_choice(self.sampler, get_args(Sampler), "sampler")
+        require_choice(self.precision, get_args(Precision), "precision")
+        optional = ["cfg_channels"] * (self.cfg_channels is not None)
+        require_positive(self, "step", "num_samples", "sampling_steps", *optional)
+        require_number(self, "cfg_scale", low=0)
+        require_kind(self, str, "features", "decoder")
+        require_kind(self, bool, "ema")
+        require_whole(self, "sample_seed", below=2**32)
+
+    @property
+    def metric(self) -> str:
+        """Column of the score: `fid` only for Inception features, `fd_<features>` for any other."""
+        return "fid" if self.features == "inception" else f"fd_{self.features}"
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Hash of the declared protocol, without the step."""
+        return digest(self.declared)
+
+    @property
+    def declared(self) -> dict[str, Any]:
+        """The declared protocol as plain JSON values, without the step; a field younger than the first scores only where it is set."""
+        declared = dataclasses.asdict(self)
+        del declared["step"]
+        return _without_defaults(declared, precision="float32")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One cell of a study: everything that decides its result, plus how far to train and what to score on the way."""
+
+    model: ModelConfig
+    data: DataConfig
+    steps: int
+    batch_size: int = 256
+    seed: int = 0
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    evaluations: tuple[Evaluation, ...] = ()
+    precision: Precision = "float32"
+    guard: Guard = field(default_factory=Guard)
+
+    def __post_init__(self) -> None:
+        require_positive(self, "steps", "batch_size")
+        require_whole(self, "seed")
+        require_choice(self.precision, get_args(Precision), "precision")
+        model = (self.model.input_size, self.model.in_channels, self.model.num_classes)
+        data = (self.data.input_size, self.data.in_channels, self.data.num_classes)
+        if model != data:
+            raise UserError(
+                f"the model's (input_size, in_channels, num_classes) {model} differ from those of data set "
+                f"'{self.data.name}', {data}: build the model with model_config(..., data)"
+            )
+        for evaluation in self.evaluations:
+            self._check_evaluation(evaluation)
+
+    def _check_evaluation(self, evaluation: Evaluation) -> None:
+        """Refuse what could not be scored once the training has been paid for."""
+        if evaluation.step > self.steps:
+            raise UserError(
+                f"an evaluation at step {evaluation.step} lies past the run's {self.steps} steps: train longer or score earlier"
+            )
+        timesteps = self.diffusion.timesteps
+        if evaluation.sampling_steps > timesteps:
+            raise UserError(f"sampling_steps {evaluation.sampling_steps} is above {timesteps}, the process's timesteps")
+        if evaluation.cfg_scale != 1 and not self.model.class_dropout_prob:
+            raise UserError(f"cfg_scale {evaluation.cfg_scale:g} needs a null label: set class_dropout_prob above 0")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What changes the result, as plain JSON values; `steps` and `evaluations` do not.
+
+        A field younger than the first results is there only where it is set, so that those keep their identity.
+        """
+        fields = dataclasses.asdict(self)
+        del fields["steps"], fields["evaluations"]
+        fields["model"] = _without_defaults(fields["model"], qk_norm=False)
+        return _without_defaults(fields, precision="float32", guard=dataclasses.asdict(Guard()))
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """Twelve hexadecimal digits of the identity's SHA-256."""
+        return digest(self.identity)
+
+    @functools.cached_property
+    def run(self) -> str:
+        """Readable name and folder of the run: `<block>-<size>-<patch>-s<seed>-<hash>`."""
+        cell = f"{self.model.block}-{self.model.size}-{self.model.patch_size}-s{self.seed}"
+        return f"{re.sub(r'[^A-Za-z0-9_.-]', '_', cell)}-{self.hash}"
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """How a run is carried out; none of it changes the result.
+
+    Paths on the user's disk, for runs on latents: `data` as `dit encode` wrote it, `vae` to decode samples, `inception` weights (empty:
+    their usual place) and `reference` statistics to score them.
+
+    `mesh` spreads a run over devices ("data=4,fsdp=2"; empty: all of them as data), `remat` recomputes activations to save memory ("auto":
+    as little as fits), `accumulate` splits a batch into that many parts one after another, `steps_per_dispatch` is how many steps the
+    device gets at once (0: several where a step is short). Results agree to float32's rounding.
+    """
+
+    log_every: int = 50
+    checkpoint_every: int = 10_000
+    keep_checkpoints: int = 2
+    sample_batch_size: int = 128
+    mesh: str = ""
+    remat: Remat = "auto"
+    accumulate: int = 1
+    steps_per_dispatch: int = 0
+    wandb: Literal["off", "offline", "online"] = "off"
+    data: str = ""
+    vae: str = ""
+    inception: str = ""
+    reference: str = ""
+
+    def __post_init__(self) -> None:
+        require_choice(self.remat, get_args(Remat), "remat")
+        require_positive(self, "accumulate")
+        require_whole(self, "steps_per_dispatch")
+        parse_mesh(self.mesh)
+
+
+def _without_defaults(fields: dict[str, Any], **defaults: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in defaults or value != defaults[name]}
+
+
+def digest(value: Any, length: int = 12) -> str:
+    """Hash of a JSON value in canonical form (sorted keys, shortest floats)."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:length]
+
+
+def to_json(run: RunConfig) -> dict[str, Any]:
+    """A run as plain JSON values; `from_json` gives it back."""
+    return dataclasses.asdict(run)
+
+
+def from_json(value: dict[str, Any]) -> RunConfig:
+    """The run that `to_json` wrote.
+
+    Raises:
+        UserError: for a field that is missing or that this version does not know.
+    """
+    try:
+        rest = dict(value)
+        parts = {
+            "model": ModelConfig(**rest.pop("model")),
+            "data": DataConfig(**rest.pop("data")),
+            "diffusion": DiffusionConfig(**rest.pop("diffusion")),
+            "optim": OptimConfig(**rest.pop("optim")),
+            "evaluations": tuple(Evaluation(**evaluation) for evaluation in rest.pop("evaluations", ())),
+            "guard": Guard(**rest.pop("guard", {})),
+        }
+        return RunConfig(**parts, **rest)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"not a run configuration of this version: {error}") from error

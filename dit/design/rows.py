@@ -1,0 +1,131 @@
+"""Rows of the results table: the one place that names the columns and fills them.
+
+The same names appear in tables, CSV, JSON, frames, plans, status and figures. `gflops`, `train_gflops` and `sampling_gflops` count
+one multiply-add as one flop. The score's column is named after its features (`fid`, `fd_digits`, ...) and stands after `num_samples`.
+`source` is the study that measured a row, or `paper` for a published one; `citation` then says where it is printed. Over seeds, a
+score's column holds the mean, `<score>_sd` beside it the standard deviation of single runs (of n - 1), `n` counts the seeds, and
+`recipe` is the hash of all that decides a run's result but its seed. A study that has runs of one block, size and patch size with several
+recipes has a column `variant` more, which says in words what they differ in: such runs are never averaged.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from dit.design import flops
+from dit.design.config import Evaluation, RunConfig, digest, to_json
+
+Row = dict[str, Any]
+
+CELL_COLUMNS = (
+    "run",
+    "study",
+    "block",
+    "size",
+    "patch_size",
+    "seed",
+    "image_size",
+    "tokens",
+    "params",
+    "gflops",
+    "batch_size",
+)
+SCORE_COLUMNS = ("step", "images_seen", "train_gflops", "sampling_steps", "sampling_gflops", "cfg_scale", "num_samples")
+END_COLUMNS = ("protocol", "status", "source", "reason", "citation")
+VARIANT = "variant"
+DEVIATION = "_sd"
+COUNT = "n"
+
+
+def columns(metrics: list[str], variants: bool = False) -> list[str]:
+    """Every column of the results table, in order, with the scores' columns in their place; `variants`: of a study that has them."""
+    return [*CELL_COLUMNS, *[VARIANT] * variants, *SCORE_COLUMNS, *metrics, *END_COLUMNS]
+
+
+def columns_over_seeds(metrics: list[str], variants: bool = False) -> list[str]:
+    """The columns of a table of means over seeds, in order."""
+    cell = [name for name in (*CELL_COLUMNS, *[VARIANT] * variants) if name not in ("run", "seed")]
+    spread = [name for metric in metrics for name in (metric, metric + DEVIATION)]
+    return ["recipe", *cell, *SCORE_COLUMNS, *spread, COUNT, "protocol", "source", "citation"]
+
+
+def variants(runs: Iterable[RunConfig]) -> dict[str, str]:
+    """What tells each run, by its name, from others of its block, size and patch size, as `learning_rate=0.001`; the seed does not count.
+
+    Every run of a study names the same fields. Empty where no two runs of a cell differ in more than their seed.
+    """
+    fields = {run.run: recipe_fields(run) for run in runs}
+    cells: dict[tuple, list[dict[str, Any]]] = defaultdict(list)
+    for one in fields.values():
+        cells[one["model.block"], one["model.size"], one["model.patch_size"]].append(one)
+    apart = {name for cell in cells.values() for name in cell[0] if any(one[name] != cell[0][name] for one in cell)}
+    if "data.name" in apart:  # what follows from the data set
+        apart -= {name for name in apart if name.startswith("data.") and name != "data.name"}
+        apart -= {"model.input_size", "model.in_channels", "model.num_classes"}
+    short = {name: name.removesuffix(".name").rpartition(".")[2] for name in sorted(apart)}
+    if not apart:
+        return {}
+    return {run: ", ".join(f"{word}={one[name]}" for name, word in short.items()) for run, one in fields.items()}
+
+
+def recipe(run: RunConfig) -> str:
+    """Hash of all that decides a run's result but its seed: runs of one recipe may be averaged."""
+    return digest({name: value for name, value in run.identity.items() if name != "seed"})
+
+
+def recipe_fields(run: RunConfig) -> dict[str, Any]:
+    """What `recipe` is the hash of, flat: `optim.learning_rate`. Fields at their defaults are there too."""
+    whole = {name: value for name, value in to_json(run).items() if name not in ("seed", "steps", "evaluations")}
+    return {
+        f"{name}.{part}" if part else name: value
+        for name, values in whole.items()
+        for part, value in (values.items() if isinstance(values, dict) else [("", values)])
+    }
+
+
+def cell_row(run: RunConfig, study: str, variant: str | None = None) -> Row:
+    """The columns that are known before anything runs; `variant` where the study has several (see `variants`)."""
+    return {
+        "run": run.run,
+        "study": study,
+        "block": run.model.block,
+        "size": run.model.size,
+        "patch_size": run.model.patch_size,
+        "seed": run.seed,
+        "image_size": run.data.image_size,
+        "tokens": run.model.tokens,
+        "params": flops.params(run.model),
+        "gflops": flops.gflops(run.model),
+        "batch_size": run.batch_size,
+        **({} if variant is None else {VARIANT: variant}),
+    }
+
+
+def step_columns(run: RunConfig, step: int) -> Row:
+    """How far training is: step, images seen, and training compute in Gflops."""
+    return {"step": step, "images_seen": step * run.batch_size, "train_gflops": flops.train_gflops(run, step)}
+
+
+def planned_row(run: RunConfig, study: str, status: str = "planned", variant: str | None = None) -> Row:
+    """A cell at the end of its training, before it has run."""
+    cell = cell_row(run, study, variant)
+    return {**cell, **step_columns(run, run.steps), "status": status, "source": study, "reason": None}
+
+
+def score_row(run: RunConfig, study: str, evaluation: Evaluation, score: float, protocol: str) -> Row:
+    """A measured score, complete with what it cost and under which protocol it was taken."""
+    return {
+        **cell_row(run, study),
+        **step_columns(run, evaluation.step),
+        "sampling_steps": evaluation.sampling_steps,
+        "sampling_gflops": flops.sampling_gflops(run.model, evaluation.sampling_steps, evaluation.cfg_scale),
+        "cfg_scale": evaluation.cfg_scale,
+        "num_samples": evaluation.num_samples,
+        evaluation.metric: score,
+        "protocol": protocol,
+        "status": "done",
+        "source": study,
+        "reason": None,
+    }

@@ -1,0 +1,1 @@
+"""The forward process, its losses and its samplers, as plain functions over a callable."""

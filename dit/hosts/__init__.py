@@ -1,0 +1,1 @@
+"""Several processes as one run: joining, agreeing, stopping, and noticing that one hangs."""

@@ -1,0 +1,1 @@
+"""The networks, and how they are computed: layers, blocks, number formats, meshes, memory."""

@@ -1,0 +1,75 @@
+"""`dit flops`: the published table with residuals, one cell with its components, the grid, and bad input."""
+
+import json
+
+import pytest
+
+from dit.cli import main
+from dit.design.config import DATASETS, model_config
+from dit.design.flops import gflops, params
+
+
+def rows(capsys, *arguments):
+    assert main(["flops", *arguments, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return json.loads(out)
+
+
+def test_published_table_has_sixteen_rows_with_small_residuals(capsys):
+    table = rows(capsys)
+    assert len(table) == 16
+    assert all(abs(row["residual_gflops"]) < 0.01 for row in table)
+    assert all(round(row["params"] / 1e6) == row["published_params_millions"] for row in table)
+    assert table[-1]["tokens"] == 1024
+
+
+def test_one_cell_lists_components_that_add_up(capsys):
+    table = rows(capsys, "--block", "adaln_zero", "--size", "XL", "--patch-size", "2", "--image-size", "512")
+    *parts, total, paper = table
+    assert sum(part["macs"] for part in parts) == total["macs"] == 524_538_298_368
+    assert sum(part["params"] for part in parts) == total["params"] == 674_834_720
+    assert paper["gflops"] == pytest.approx(524.60, abs=0.005)
+
+
+def test_the_grid_has_every_block_size_and_patch_size(capsys):
+    table = rows(capsys, "--grid")
+    assert len({(row["block"], row["size"], row["patch_size"]) for row in table}) == 48
+    assert {row["patch_size"] for row in table} == {8, 4, 2}
+    nano = rows(capsys, "--grid", "--ladder", "nano", "--dataset", "digits")
+    assert {row["patch_size"] for row in nano} == {4, 2, 1}
+    model = model_config("adaln", "L", 2, DATASETS["digits"], "nano")
+    row = next(row for row in nano if (row["block"], row["size"], row["patch_size"]) == ("adaln", "L", 2))
+    assert (row["params"], row["gflops"]) == (params(model), gflops(model))
+
+
+def test_the_table_for_reading_says_the_convention(capsys):
+    assert main(["flops"]) == 0
+    assert "one multiply-add as one flop" in capsys.readouterr().out
+
+
+CELL = ["--block", "adaln", "--size", "S", "--patch-size", "2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--block", "adaln_one", "--size", "S", "--patch-size", "2"], "unknown block 'adaln_one'"),
+        (["--block", "adaln", "--size", "M", "--patch-size", "2"], "unknown size 'M'"),
+        (["--block", "adaln", "--size", "S", "--patch-size", "5"], "patch_size 5 does not divide"),
+        (["--block", "adaln", "--size", "S"], "together"),
+        ([*CELL, "--image-size", "250"], "250 is not a multiple of 8"),
+        ([*CELL, "--ladder", "giant"], "unknown ladder 'giant'"),
+        ([*CELL, "--dataset", "cats"], "unknown dataset 'cats'"),
+        ([*CELL, "--dataset", "mnist", "--image-size", "256"], "leave out --image-size"),
+        ([*CELL, "--grid"], "--grid counts every cell"),
+        (["--grid", "--ladder", "giant"], "unknown ladder 'giant'"),
+        (["--ladder", "nano"], "add --grid"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(capsys, arguments, message):
+    assert main(["flops", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
