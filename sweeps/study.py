@@ -108,7 +108,7 @@ def subset(study: Study, where: str | None) -> tuple[RunConfig, ...]:
     """
     if where is None:
         return study.runs
-    from analysis.query import select
+    from dit.design.query import select
 
     named = variants(study.runs)
     rows = [planned_row(run, study.name, variant=named.get(run.run)) for run in study.runs]
