@@ -79,7 +79,7 @@ class _Reader:
         shown = self._expression if len(self._expression) <= 200 else self._expression[:200] + "..."
         return UserError(
             f"--where {shown!r} {'cannot be applied' if self._parsed else 'does not parse'} at character {at + 1}: {reason}; "
-            f"expected something like \"size == 'S'\" over the columns {', '.join(self._columns)}"
+            f"expected the columns {', '.join(self._columns)}"
         )
 
     def _strange(self, at: int) -> UserError:
@@ -326,7 +326,7 @@ class _Reader:
         if name not in self._columns:
             if self._tokens[self._next][1] == "(":
                 raise self._unexpected("")
-            raise self.trouble(f"unknown column {name[:60]!r}{nearest(name, self._columns)}", at)
+            raise self.trouble(f"name {name[:60]!r} is not defined{nearest(name, self._columns)}", at)
         self._used = True
         values = self._columns[name]
         gaps = any(map(_gone, values))
