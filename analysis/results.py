@@ -18,9 +18,9 @@ from pathlib import Path
 from analysis import published, records
 from analysis.frames import Frame, frame
 from analysis.protocols import Protocol
-from analysis.query import filter_rows
 from analysis.seeds import over_seeds
 from dit.design import rows as columns_of
+from dit.design.query import filter_rows
 from dit.design.rows import VARIANT, Row
 from dit.errors import UserError
 from dit.store.archives import SUFFIX, opened

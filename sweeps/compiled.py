@@ -124,7 +124,7 @@ def _ask(asked: dict[str, Any], name: str) -> dict[str, Any]:
     environment = {**os.environ, **described, "TF_CPP_MIN_LOG_LEVEL": "2"}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # what comes from it is no longer the compiler's account
     done = subprocess.run(
-        [sys.executable, "-m", "dit.train.ahead"],
+        [sys.executable, "-P", "-m", "dit.train.ahead"],
         input=json.dumps(asked),
         capture_output=True,
         text=True,

@@ -133,6 +133,7 @@ def test_analysis_reads_records_and_trains_nothing(module):
 @pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("sweeps")])
 def test_sweeps_know_no_science_and_only_workers_need_jax(module):
     assert not reaches(imports(module, top_level_only=True), *FRAMEWORKS)
+    assert not reaches(imports(module), "analysis")
     if module != "sweeps.worker":
         assert not reaches(
             imports(module),

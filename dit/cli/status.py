@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
 def _chosen(rows: list[dict[str, Any]], where: str | None) -> list[dict[str, Any]]:
     if where is None:
         return rows
-    from analysis.query import select
+    from dit.design.query import select
 
     chosen = {row["run"] for row in select(rows, where)}
     return [row for row in rows if row["run"] in chosen]
