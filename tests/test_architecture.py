@@ -63,7 +63,8 @@ def reaches(found: set[str], *names: str) -> set[str]:
 
 
 def is_cli(module: str) -> bool:
-    return module in ("dit.cli", "dit.__main__") or module.startswith("dit.cli.")
+    """Entry points: the command line, and the three public functions in `dit/__init__.py`."""
+    return module in ("dit", "dit.cli", "dit.__main__") or module.startswith("dit.cli.")
 
 
 def test_the_reader_of_imports_sees_every_kind():

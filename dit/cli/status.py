@@ -31,10 +31,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the status once, or until the study has ended."""
+    from dit.store.archives import opened
     from sweeps.ledger import ENDED, Ledger
     from sweeps.status import status_rows
 
-    ledger = Ledger(args.folder)
+    ledger = Ledger(opened(args.folder))
     while True:
         rows = status_rows(ledger)
         shown = _chosen(rows, args.where)
