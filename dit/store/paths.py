@@ -8,10 +8,11 @@ run is claimed, and `open_beneath` opens a file from directory to directory with
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from dit.errors import UserError
 
@@ -122,7 +123,7 @@ def open_beneath(root: Path, relative: str, flags: int) -> int:
         os.close(here)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> io.BufferedReader:
     """A regular file, open for reading; links are followed.
 
     Raises:
