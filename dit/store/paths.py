@@ -11,7 +11,7 @@ import errno
 import io
 import os
 import stat
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dit.errors import UserError
@@ -28,6 +28,12 @@ def is_component(name: Any) -> bool:
         and not name.startswith(".")
         and not set(name) & set("/\\")
     )
+
+
+def is_beneath(name: Any) -> bool:
+    """Whether it is a relative path that stays in its folder: printable text that does not start at the root and never goes up."""
+    parts = PurePosixPath(name).parts if isinstance(name, str) and name.isprintable() else ()
+    return bool(parts) and not name.startswith("/") and ".." not in parts
 
 
 def safe_component(name: Any, source: object) -> str:
