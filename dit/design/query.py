@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from dit.design.parts import nearest
@@ -56,10 +56,10 @@ class _Term(NamedTuple):
 
 
 class _Reader:
-    """Recursive descent over the tokens; `columns` maps each name to its values, missing ones None, all equally long."""
+    """Recursive descent over the tokens; `values` gives a column's, missing ones None or NaN."""
 
-    def __init__(self, expression: str, columns: Mapping[str, Sequence[Any]]):
-        self._expression, self._columns = expression, columns
+    def __init__(self, expression: str, columns: Sequence[str], values: Callable[[str], Sequence[Any]]):
+        self._expression, self._columns, self._values = expression, columns, values
         self._used, self._parsed = False, False
         if len(expression) > MAX_LENGTH:
             raise self.trouble(f"expected at most {MAX_LENGTH:,} characters", MAX_LENGTH)
@@ -328,7 +328,7 @@ class _Reader:
                 raise self._unexpected("")
             raise self.trouble(f"name {name[:60]!r} is not defined{nearest(name, self._columns)}", at)
         self._used = True
-        values = self._columns[name]
+        values = self._values(name)
         gaps = any(map(_gone, values))
         missing = _UNKNOWN if gaps and all(type(one) is int or _gone(one) for one in values) else None
         return _Term(lambda row: missing if _gone(values[row]) else values[row], at, "column")
@@ -338,15 +338,14 @@ def _gone(value: Any) -> bool:
     return value is None or value is _UNKNOWN or (isinstance(value, float) and value != value)
 
 
-def mask(expression: str, columns: Mapping[str, Sequence[Any]]) -> list[bool]:
-    """Whether the expression holds, for each row of the columns (equally long; a missing value is None or NaN).
+def mask(expression: str, columns: Sequence[str], values: Callable[[str], Sequence[Any]], rows: int) -> list[bool]:
+    """Whether the expression holds, for each of so many rows; `values` gives those of a column (a missing one is None or NaN).
 
     Raises:
         UserError: naming the place, if it is none of this language, names an unknown column or compares text with numbers.
     """
-    reader = _Reader(expression, columns)
-    term = reader.whole()
-    return [term.value(row) is True for row in range(len(next(iter(columns.values()))))]
+    term = _Reader(expression, columns, values).whole()
+    return [term.value(row) is True for row in range(rows)]
 
 
 def filter_rows(table: Any, expression: str) -> Any:
@@ -355,11 +354,11 @@ def filter_rows(table: Any, expression: str) -> Any:
     Raises:
         UserError: as `mask` does.
     """
-    columns = {
-        str(name): [None if gone else one for one, gone in zip(table[name].tolist(), table[name].isna())]
-        for name in table.columns
-    }
-    return table[mask(expression, columns)]
+
+    def values(name: str) -> list[Any]:
+        return [None if gone else one for one, gone in zip(table[name].tolist(), table[name].isna())]
+
+    return table[mask(expression, list(table.columns), values, len(table))]
 
 
 def select(rows: list[Row], where: str) -> list[Row]:
@@ -370,8 +369,9 @@ def select(rows: list[Row], where: str) -> list[Row]:
     """
     if not rows:
         return []
-    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
-    return [row for row, holds in zip(rows, mask(where, columns)) if holds]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    holds = mask(where, columns, lambda name: [row.get(name) for row in rows], len(rows))
+    return [row for row, held in zip(rows, holds) if held]
 
 
 def sort(table: Any, column: str, descending: bool = False) -> Any:
