@@ -18,6 +18,8 @@ from dit.errors import UserError
 
 MAX_NAME = 255
 """Bytes of a file's name on every file system in use."""
+WANDB = "wandb"
+"""Folder in a run's folder where Weights & Biases keeps links of its own making."""
 
 
 def is_component(name: Any) -> bool:
@@ -61,19 +63,19 @@ def private_folder(path: Path) -> Path:
 
 
 def refuse_links(path: Path) -> None:
-    """Check that no link lies between the study's folder and `path`, a link in the place of `path` itself included.
+    """Check that no link, pipe or device lies below the study's folder on the way to `path`, or in its place.
 
     The study's folder is the outermost one above `path` with a `study.json`, and may be a link itself; elsewhere links are the user's own.
 
     Raises:
-        UserError: naming the link and where it leads.
+        UserError: naming it, and where a link leads.
     """
     path = path.absolute()
     above = list(path.parents)[::-1]
     root = next((folder for folder in above if os.path.lexists(folder / "study.json")), path)
     for part in [*above, path]:
-        if part != root and part.is_relative_to(root) and part.is_symlink():
-            raise _link(part, root)
+        if part != root and part.is_relative_to(root):
+            _refuse_special(part, root)
 
 
 def refuse_links_in(folder: Path, levels: int = 2) -> None:
@@ -89,13 +91,22 @@ def refuse_links_in(folder: Path, levels: int = 2) -> None:
     except (FileNotFoundError, NotADirectoryError):
         return
     for entry in entries:
-        if entry.is_symlink():
-            raise _link(Path(entry.path), folder)
-        if entry.is_dir():
-            if levels > 1:
+        if entry.is_dir(follow_symlinks=False):
+            if levels > 1 and entry.name != WANDB:
                 refuse_links_in(Path(entry.path), levels - 1)
-        elif not entry.is_file():
-            raise UserError(f"{entry.path} is a pipe or a device: expected files and folders alone, remove it")
+        elif not entry.is_file(follow_symlinks=False):
+            _refuse_special(Path(entry.path), folder)
+
+
+def _refuse_special(path: Path, root: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if stat.S_ISLNK(mode):
+        raise _link(path, root)
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise UserError(f"{path} is a pipe or a device: expected files and folders alone, remove it")
 
 
 def _link(path: Path, root: Path) -> UserError:

@@ -167,6 +167,22 @@ def test_nothing_in_a_studys_folder_is_written_through_a_link(study, tmp_path, n
     assert list(outside.iterdir()) == [] if outside.is_dir() else outside.read_text() == "precious"
 
 
+def test_a_pipe_in_the_place_of_a_log_is_not_waited_for(study):
+    (study / "logs").mkdir()
+    os.mkfifo(study / "logs" / "worker-0.log")
+    with pytest.raises(UserError, match="is a pipe or a device"):
+        Process(0, study, Share(()))
+
+
+def test_links_of_wandbs_own_making_stop_no_run(tmp_path):
+    folder = make_study(tmp_path / "study", RUNS)
+    place = RunStore(folder, RUNS[0]).path / "wandb"
+    place.mkdir(parents=True)
+    (place / "latest-run").symlink_to(place)
+    with Ledger(folder).claim(RUNS[0]) as held:
+        assert held.token == 1
+
+
 def test_a_study_may_itself_be_reached_by_a_link(tmp_path):
     folder = make_study(tmp_path / "disk" / "study", RUNS)
     (tmp_path / "study").symlink_to(folder)
