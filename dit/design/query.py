@@ -21,6 +21,8 @@ from dit.errors import UserError
 
 MAX_LENGTH = 10_000
 """Characters of an expression."""
+MAX_WORDS = 500
+"""Names and signs in it; of the values in its lists only the length is bounded."""
 MAX_DEPTH = 20
 """Brackets within one another."""
 MAX_BITS = 1_000
@@ -39,6 +41,7 @@ _DO = {sign: getattr(operator, name) for sign, name in zip(_SIGNS, _NAMES)}
 _LITERALS = {"True": True, "False": False, "None": None}
 _WORDS = {"and": "and", "&": "and", "or": "or", "|": "or", "not": "not", "~": "not", "in": "in"}
 _ALLOWED = "comparisons, in [...], and, or, not and arithmetic are allowed"
+_HINTS = {"is": "use == or !=", **{word.upper(): f"did you mean {word!r}?" for word in ("and", "or", "not", "in")}}
 _UNKNOWN = object()
 """A missing whole number, and what is said of it: neither true nor false."""
 
@@ -60,11 +63,12 @@ class _Reader:
 
     def __init__(self, expression: str, columns: Sequence[str], values: Callable[[str], Sequence[Any]]):
         self._expression, self._columns, self._values = expression, columns, values
-        self._used, self._parsed = False, False
+        self._used: dict[str, Sequence[Any]] = {}
+        self._parsed = False
         if len(expression) > MAX_LENGTH:
             raise self.trouble(f"expected at most {MAX_LENGTH:,} characters", MAX_LENGTH)
         self._tokens: list[tuple[str, str, int]] = []
-        self._depth = self._next = at = 0
+        self._depth = self._next = words = at = 0
         while expression[at:].strip():
             found = _TOKENS.match(expression, at)
             if found is None:
@@ -72,6 +76,9 @@ class _Reader:
             kind = found.lastgroup or ""
             self._tokens.append((kind, _WORDS.get(found[kind], found[kind]), found.start(kind)))
             at = found.end()
+            words += kind not in ("number", "text") and found[kind] != ","
+            if words > MAX_WORDS:
+                raise self.trouble(f"expected at most {MAX_WORDS} names and signs", at)
         self._tokens.append(("end", "", len(expression)))
 
     def trouble(self, reason: str, at: int) -> UserError:
@@ -125,11 +132,7 @@ class _Reader:
             return self.trouble(f"a call is not part of this language: {_ALLOWED}", at)
         if text == "[":
             return self.trouble(f"a list stands only after in, == and !=: {_ALLOWED}", at)
-        if text == "is":
-            wanted = "use == or !="
-        elif text.lower() in ("and", "or", "not", "in"):
-            wanted = f"did you mean {text.lower()!r}?" if text != text.lower() else wanted
-        return self.trouble(f"{text[:60]!r} does not belong here ({wanted})", at)
+        return self.trouble(f"{text[:60]!r} does not belong here ({_HINTS.get(text, wanted)})", at)
 
     def _truth(self, term: _Term) -> _Term:
         if term.kind not in ("bool", "column"):
@@ -327,11 +330,12 @@ class _Reader:
             if self._tokens[self._next][1] == "(":
                 raise self._unexpected("")
             raise self.trouble(f"name {name[:60]!r} is not defined{nearest(name, self._columns)}", at)
-        self._used = True
-        values = self._values(name)
-        gaps = any(map(_gone, values))
-        missing = _UNKNOWN if gaps and all(type(one) is int or _gone(one) for one in values) else None
-        return _Term(lambda row: missing if _gone(values[row]) else values[row], at, "column")
+        if name not in self._used:
+            values = self._values(name)
+            gaps = any(map(_gone, values))
+            missing = _UNKNOWN if gaps and all(type(one) is int or _gone(one) for one in values) else None
+            self._used[name] = [missing if _gone(one) else one for one in values] if gaps else values
+        return _Term(self._used[name].__getitem__, at, "column")
 
 
 def _gone(value: Any) -> bool:
