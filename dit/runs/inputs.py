@@ -20,7 +20,6 @@ from dit.errors import UserError
 from dit.score.features import make_extractor
 from dit.score.reference import load
 from dit.score.scoring import Scorer
-from dit.weights.vae import LATENT_SCALE
 
 BATCH_SIZE = 64
 """Images per dispatch of the feature extractor."""
@@ -60,7 +59,6 @@ def check_fit(manifest: Manifest, data: DataConfig, source: str) -> None:
         ("image_size", settings.image_size, data.image_size),
         ("latent_size", settings.latent_size, data.input_size),
         ("latent_channels", settings.latent_channels, data.in_channels),
-        ("latent_scale", settings.latent_scale, LATENT_SCALE),
     ):
         if given != expected:
             raise UserError(
@@ -91,7 +89,16 @@ def open_scorer(run: RunConfig, evaluation: Evaluation, arguments: RunArguments)
         raise UserError(
             f"the evaluation of step {evaluation.step} declares no decoder, but latents are decoded: name it in the study"
         )
-    return _scorer(run.data, arguments.vae, arguments.inception, arguments.reference)
+    scorer = _scorer(run.data, arguments.vae, arguments.inception, arguments.reference)
+    if arguments.data and scorer.decoder is not None:
+        settings, config = open_latents(arguments.data, verify=False)[1].settings, scorer.decoder.vae.config
+        trained, decoded = (settings.latent_scale, settings.latent_shift), (config.scaling_factor, config.shift_factor)
+        if trained != decoded:
+            raise UserError(
+                f"{arguments.data} holds latents for the scale and shift {trained}, the autoencoder {arguments.vae} has {decoded}: "
+                "give the one that made them"
+            )
+    return scorer
 
 
 @functools.lru_cache(maxsize=1)

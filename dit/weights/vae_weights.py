@@ -6,8 +6,8 @@ Nothing is ever downloaded. Both namings of the attention tensors are read (the 
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ import numpy as np
 from flax import nnx
 
 from dit.errors import UserError
-from dit.weights.torch_pickle import read_tensors
-from dit.weights.vae import AutoencoderKL, VaeConfig
+from dit.weights.torch_pickle import find_weights, read_tensors, weights_sha256
+from dit.weights.vae import LATENT_SCALE, AutoencoderKL, VaeConfig
 
-_WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+_STEMS = ("diffusion_pytorch_model", "model")
+_ANCHORS = ("decoder.conv_in.weight",)
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -32,10 +33,10 @@ def find_files(path: str | Path) -> tuple[Path, Path]:
     path = Path(path)
     if path.is_dir():
         folder = path / "vae" if (path / "vae" / "config.json").exists() else path
-        weights = next((folder / name for name in _WEIGHT_FILES if (folder / name).exists()), None)
+        weights = find_weights(folder, _STEMS)
         if weights is None:
             raise UserError(
-                f"no autoencoder in {folder}: expected config.json and {' or '.join(_WEIGHT_FILES)}; "
+                f"no autoencoder in {folder}: expected config.json and {_STEMS[0]}.safetensors or .bin; "
                 "download stabilityai/sd-vae-ft-mse or sd-vae-ft-ema to a folder first (nothing is fetched for you)"
             )
     elif path.exists():
@@ -71,13 +72,27 @@ def read_config(path: Path) -> VaeConfig:
         mid_attention=raw.get("mid_block_add_attention", True),
         quant_conv=raw.get("use_quant_conv", True),
         post_quant_conv=raw.get("use_post_quant_conv", True),
+        scaling_factor=_number(path, raw, "scaling_factor", LATENT_SCALE),
+        shift_factor=_number(path, raw, "shift_factor", 0.0),
     )
+    if config.scaling_factor <= 0:
+        raise UserError(f"{path}: scaling_factor is {config.scaling_factor:g}, expected a number above 0")
+    for field in ("latents_mean", "latents_std"):
+        if raw.get(field) is not None:
+            raise UserError(f"{path}: {field} scales each channel by itself, which is not known here; expected null")
     bad = next((width for width in widths if width % config.norm_num_groups), None)
     if bad is not None:
         raise UserError(
             f"{path}: block_out_channels {bad} is not divisible by norm_num_groups {config.norm_num_groups}"
         )
     return config
+
+
+def _number(path: Path, raw: dict[str, Any], field: str, default: float) -> float:
+    value = default if raw.get(field) is None else raw[field]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{path}: {field} is {value!r}, expected a number")
+    return float(value)
 
 
 def _attention(path: Path, raw: dict[str, Any], field: str, plain: str, blocks: int) -> tuple[bool, ...]:
@@ -96,10 +111,9 @@ def load_vae(
     """The autoencoder at `path` (see `find_files`) in float32, and the sha256 of its weights file, which is its identity."""
     config_path, weights_path = find_files(path)
     config = read_config(config_path)
-    tensors = {_new_name(name): tensor for name, tensor in read_tensors(weights_path).items()}
+    tensors = {_new_name(name): tensor for name, tensor in read_tensors(weights_path, _ANCHORS).items()}
     model = from_tensors(config, tensors, precision, source=str(weights_path))
-    with weights_path.open("rb") as file:
-        return model, hashlib.file_digest(file, "sha256").hexdigest()
+    return model, weights_sha256(weights_path)
 
 
 class _NoRandomness:
