@@ -46,6 +46,11 @@ class Decoder:
             parts.append(to_uint8(np.asarray(compiled(state, jax.device_put(padded, split)))[: len(batch)]))
         return np.concatenate(parts)
 
+    @property
+    def factors(self) -> tuple[float, float]:
+        """Scale and shift of the latents that it takes."""
+        return self.vae.config.scaling_factor, self.vae.config.shift_factor
+
     @functools.cached_property
     def _compiled(self) -> tuple[Any, Any, NamedSharding, int]:
         graph, state = nnx.split(self.vae)

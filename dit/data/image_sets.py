@@ -155,7 +155,7 @@ class FolderImages(ImageSet):
         return self._open(self.paths[0]).shape[:2]
 
     def batches(self, size: int, start: int, stop: int) -> Iterator[np.ndarray]:
-        for at in range(start, stop, size):
+        for at in range(start, min(stop, len(self)), size):
             yield np.stack([self._checked(path) for path in self.paths[at : min(at + size, stop)]])
 
     def _open(self, path: Path) -> np.ndarray:

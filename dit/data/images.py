@@ -43,7 +43,7 @@ class Found:
 
 def say(images: int, hidden: int, others: int, loose: int = 0) -> str:
     """What was found, in a line; `loose` are images in no class folder."""
-    counts = ((hidden, "hidden or the system's"), (others, "no images by name"), (loose, "in no class folder"))
+    counts = ((hidden, "hidden or the system's"), (others, "without an image's ending"), (loose, "in no class folder"))
     left = ", ".join(f"{count:,} {why}" for count, why in counts if count)
     return f"{images:,} images" + (f", left out {left}" if left else "")
 

@@ -20,6 +20,7 @@ from dit.errors import UserError
 from dit.score.features import make_extractor
 from dit.score.reference import load
 from dit.score.scoring import Scorer
+from dit.weights.vae import LATENT_SCALE
 
 BATCH_SIZE = 64
 """Images per dispatch of the feature extractor."""
@@ -43,9 +44,15 @@ def open_training_data(
 
 
 def identity(dataset: Dataset) -> dict[str, Any]:
-    """What tells these latents from all others: hashes of their manifest, which has each shard's, and of the autoencoder."""
+    """What tells these latents from all others: hashes of their manifest, which has each shard's, and of the autoencoder.
+
+    The scale and shift are there where they are not Stable Diffusion's, for whoever decodes.
+    """
     assert isinstance(dataset, LatentDataset)
-    return {"latents": dataset.manifest.identity, "vae_sha256": dataset.manifest.settings.vae_sha256}
+    settings = dataset.manifest.settings
+    factors = (settings.latent_scale, settings.latent_shift)
+    said = {} if factors == (LATENT_SCALE, 0.0) else {"latent_factors": list(factors)}
+    return {"latents": dataset.manifest.identity, "vae_sha256": settings.vae_sha256, **said}
 
 
 def check_fit(manifest: Manifest, data: DataConfig, source: str) -> None:
@@ -91,8 +98,8 @@ def open_scorer(run: RunConfig, evaluation: Evaluation, arguments: RunArguments)
         )
     scorer = _scorer(run.data, arguments.vae, arguments.inception, arguments.reference)
     if arguments.data and scorer.decoder is not None:
-        settings, config = open_latents(arguments.data, verify=False)[1].settings, scorer.decoder.vae.config
-        trained, decoded = (settings.latent_scale, settings.latent_shift), (config.scaling_factor, config.shift_factor)
+        settings = open_latents(arguments.data, verify=False)[1].settings
+        trained, decoded = (settings.latent_scale, settings.latent_shift), scorer.decoder.factors
         if trained != decoded:
             raise UserError(
                 f"{arguments.data} holds latents for the scale and shift {trained}, the autoencoder {arguments.vae} has {decoded}: "

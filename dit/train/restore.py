@@ -41,6 +41,7 @@ from dit.train.step import build
 from dit.weights import diffusers_names, official
 from dit.weights.official_config import Declared, check_positions, infer_data, infer_model
 from dit.weights.torch_pickle import SUFFIXES, find_weights, is_index, read_part, weights_sha256
+from dit.weights.vae import LATENT_SCALE
 
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _ANCHORS = ("x_embedder.proj.weight", "pos_embed.proj.weight")
@@ -51,7 +52,7 @@ _ANCHORS = ("x_embedder.proj.weight", "pos_embed.proj.weight")
 class Loaded:
     """A model with its weights. `step` is None where the source does not say; `identity` hashes what decides the weights.
 
-    `note` says in a line which part of a file they are.
+    `note` says in a line which part of a file they are; `latent_factors` are the scale and shift of a run's latents, where it says them.
     """
 
     model: ModelConfig
@@ -62,6 +63,7 @@ class Loaded:
     source: str
     identity: str
     note: str = ""
+    latent_factors: tuple[float, float] | None = None
 
     @property
     def apply(self) -> Callable[[PyTree, Array, Array, Array], Array]:
@@ -253,9 +255,21 @@ def _of_run(path: Path, value: dict[str, Any], step: int | None) -> Loaded:
         params = _restore(averages, step, _network(run.model)[1], path)
     else:
         params = _restore(states, step, jax.eval_shape(build(run).init), path).ema
-    return Loaded(
-        run.model, run.data, run.diffusion, params, step, run.run, digest({"run": run.hash, "step": step}, 64)
-    )
+    identity = digest({"run": run.hash, "step": step}, 64)
+    return Loaded(run.model, run.data, run.diffusion, params, step, run.run, identity, latent_factors=_factors(path))
+
+
+def _factors(path: Path) -> tuple[float, float] | None:
+    """Scale and shift of the latents that a run was trained on, as its folder records them."""
+    if not (path / "data.json").is_file():
+        return None
+    value = read_json(path / "data.json")
+    found = value.get("latent_factors", [LATENT_SCALE, 0.0]) if isinstance(value, dict) else None
+    if not isinstance(found, list) or len(found) != 2 or not all(isinstance(n, int | float) for n in found):
+        raise UserError(
+            f"{path}/data.json does not say the scale and shift of its latents: copy the run's folder again"
+        )
+    return float(found[0]), float(found[1])
 
 
 def _restore(checkpoints: Checkpoints, step: int, like: Any, path: Path) -> Any:

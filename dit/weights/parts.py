@@ -177,8 +177,8 @@ def _refuse_unread_tensor(place: _Place, prefix: str, source: str) -> None:
         )
         if tensor_like and name.startswith(prefix):
             raise UserError(
-                f"{source}: entry '{name}' {describe(value)} of a kind that is read here; refused, because a pickle can run "
-                "any code. Save only plain tensors (torch.save(model.state_dict(), path)), or use .safetensors"
+                f"{source}: entry '{name}' {describe(value)}. Save only plain tensors "
+                "(torch.save(model.state_dict(), path)), or use .safetensors"
             )
 
 

@@ -160,7 +160,7 @@ def unpickle(file: io.BytesIO | mmap.mmap) -> Any:
         Exception: anything at all, for a damaged pickle.
     """
     start = file.tell()
-    for step, (code, argument, _) in enumerate(pickletools.genops(file), 1):
+    for step, (code, argument, _) in enumerate(pickletools.genops(file), 1):  # type: ignore[arg-type]  # a map reads like a file
         if step > _MOST_STEPS or file.tell() - start > _LONGEST:
             raise UserError(
                 f"holds a list of more than {_MOST_STEPS:,} steps or {_LONGEST:,} bytes, expected a checkpoint's"
@@ -207,7 +207,7 @@ def tensor_of(value: Any, load: Load) -> Tensor | None:
 def describe(value: Any) -> str:
     """What an entry is, in words, never its contents."""
     if isinstance(value, Record) or (isinstance(value, type) and issubclass(value, Record)):
-        return f"asks to run {value.name}, which is not a tensor"
+        return f"asks to run {value.name}, which is not a tensor; refused, because a pickle can run any code"
     return f"is a {type(value).__name__}"
 
 

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dit.design.config import digest
 from dit.errors import UserError
-from dit.weights.torch_pickle import find_weights, read_tensors, weights_sha256
+from dit.weights.torch_pickle import find_weights, read_part, weights_sha256
 from dit.weights.vae import LATENT_SCALE, AutoencoderKL, VaeConfig
 
 _STEMS = ("diffusion_pytorch_model", "model")
@@ -108,12 +109,20 @@ def _attention(path: Path, raw: dict[str, Any], field: str, plain: str, blocks: 
 def load_vae(
     path: str | Path, precision: jax.lax.Precision | None = jax.lax.Precision.HIGHEST
 ) -> tuple[AutoencoderKL, str]:
-    """The autoencoder at `path` (see `find_files`) in float32, and the sha256 of its weights file, which is its identity."""
+    """The autoencoder at `path` (see `find_files`) in float32, and its identity.
+
+    That is the sha256 of its weights file, hashed again with whatever else decides its images: another scale and shift than Stable
+    Diffusion's, or a part of the file that must be named.
+    """
     config_path, weights_path = find_files(path)
     config = read_config(config_path)
-    tensors = {_new_name(name): tensor for name, tensor in read_tensors(weights_path, _ANCHORS).items()}
+    read, part = read_part(weights_path, _ANCHORS)
+    tensors = {_new_name(name): tensor for name, tensor in read.items()}
     model = from_tensors(config, tensors, precision, source=str(weights_path))
-    return model, weights_sha256(weights_path)
+    factors, label = (config.scaling_factor, config.shift_factor), "" if part.usual else part.label
+    sha256 = weights_sha256(weights_path)
+    plain = factors == (LATENT_SCALE, 0.0) and not label
+    return model, sha256 if plain else digest({"sha256": sha256, "factors": factors, "part": label}, 64)
 
 
 class _NoRandomness:

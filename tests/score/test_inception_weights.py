@@ -175,5 +175,5 @@ def test_a_legacy_pickle_runs_nothing(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     parts = [torch_legacy.MAGIC, 1001, {"little_endian": True}, {"fc.bias": Hostile()}, []]
     path.write_bytes(b"".join(pickle.dumps(part, protocol=2) for part in parts))
-    with pytest.raises(UserError, match=r"asks to run __builtin__\.print"):
+    with pytest.raises(UserError, match=r"asks to run builtins\.print"):
         inception_weights.load(path)
