@@ -22,6 +22,7 @@ from dit.weights.torch_pickle import find_weights, read_part, weights_sha256
 from dit.weights.vae import LATENT_SCALE, AutoencoderKL, VaeConfig
 
 _STEMS = ("diffusion_pytorch_model", "model")
+_LARGEST = 2**15
 _ANCHORS = ("decoder.conv_in.weight",)
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -54,13 +55,22 @@ def read_config(path: Path) -> VaeConfig:
     """A `VaeConfig` from diffusers' config.json; values that change the network and are not known here are errors."""
     try:
         raw = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read the autoencoder's config {path}: {error}") from error
     if not isinstance(raw, dict) or "block_out_channels" not in raw:
         raise UserError(f"{path} is not an AutoencoderKL config: it has no block_out_channels")
     if raw.get("act_fn", "silu") not in ("silu", "swish"):
         raise UserError(f"{path}: act_fn {raw['act_fn']!r} is not known; expected 'silu'")
-    widths = tuple(raw["block_out_channels"])
+    widths = tuple(raw["block_out_channels"]) if isinstance(raw["block_out_channels"], list) else ()
+    if not 1 <= len(widths) <= 16:
+        raise UserError(f"{path}: block_out_channels holds {len(widths)} widths, expected 1 to 16")
+    sizes = ("in_channels", "out_channels", "latent_channels", "layers_per_block", "norm_num_groups")
+    numbers = {**{name: raw.get(name, 1) for name in sizes}, **{f"block_out_channels {w!r:.20}": w for w in widths}}
+    wrong = next(
+        (name for name, value in numbers.items() if type(value) is not int or not 1 <= value <= _LARGEST), None
+    )
+    if wrong is not None or numbers["layers_per_block"] > 64:
+        raise UserError(f"{path}: {wrong or 'layers_per_block'} is no number that an autoencoder has")
     config = VaeConfig(
         in_channels=raw.get("in_channels", 3),
         out_channels=raw.get("out_channels", 3),
