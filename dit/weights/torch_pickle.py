@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import math
-import stat
+import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from dit.errors import UserError
+from dit.store.paths import open_regular
 from dit.weights import parts, torch_legacy
 from dit.weights.torch_records import Load, Storage, Tensor, unpickle
 
@@ -75,7 +76,19 @@ def read_part(
             raise UserError(
                 f"declares {declared:,} bytes of tensors in a file of {size:,}: it is damaged, or made to fill memory"
             )
-        return {name: tensor.read() for name, tensor in part.tensors.items()}, part
+        tensors = {name: tensor.read() for name, tensor in part.tensors.items()}
+        _refuse_quantised(tensors if anchors else {})
+        return tensors, part
+
+
+def _refuse_quantised(tensors: dict[str, np.ndarray]) -> None:
+    """Weights are floating-point numbers; whole ones, or exponents alone, are half of some scheme whose scales are elsewhere."""
+    for name, tensor in tensors.items():
+        floats = tensor.dtype.kind == "f" or str(tensor.dtype).startswith(("bfloat16", "float8_e4", "float8_e5"))
+        if not floats and name.endswith((".weight", ".bias")):
+            raise UserError(
+                f"holds tensor '{name}' as {tensor.dtype}, which is quantised: expected floating-point weights"
+            )
 
 
 @contextmanager
@@ -98,11 +111,9 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def regular_size(path: Path) -> int:
-    """The size of a file in bytes; a pipe or device, which might never end, is refused."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise UserError(f"{path} is not a regular file: expected a file of weights")
-    return found.st_size
+    """The size of a regular file in bytes."""
+    with open_regular(path) as file:
+        return os.fstat(file.fileno()).st_size
 
 
 def is_index(path: Path) -> bool:

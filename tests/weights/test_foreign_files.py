@@ -165,10 +165,10 @@ def test_a_tensor_of_a_kind_that_is_not_read_is_named(tmp_path: Path) -> None:
             read(tmp_path, saved)
 
 
-def write_safetensors(path: Path, code: str, size: float, data: bytes, **changes: object) -> Path:
+def write_safetensors(path: Path, code: str, size: float, data: bytes, name: str = "t", **changes: object) -> Path:
     """One tensor, byte by byte."""
     entry = {"dtype": code, "shape": [int(len(data) / size)], "data_offsets": [0, len(data)]} | changes
-    header = json.dumps({"t": entry, "__metadata__": {"format": "pt"}}).encode()
+    header = json.dumps({name: entry, "__metadata__": {"format": "pt"}}).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header + data)
     return path
 
@@ -189,6 +189,13 @@ def test_small_number_formats_read(tmp_path: Path, code: str, expected: list[flo
     ]
     found = read_tensors(write_safetensors(tmp_path / "x.safetensors", code, 1, data))["t"]
     assert found.astype(np.float64).tolist() == expected
+
+
+@pytest.mark.parametrize("code", ["I8", "U8", "F8_E8M0", "BOOL"])
+def test_quantised_weights_are_refused(tmp_path: Path, code: str) -> None:
+    path = write_safetensors(tmp_path / "x.safetensors", code, 1, b"\x01\x01", ANCHORS[0])
+    with pytest.raises(UserError, match="holds tensor 'x_embedder.proj.weight' as .*, which is quantised"):
+        read_part(path, ANCHORS)
 
 
 @pytest.mark.parametrize("code", ["F4", "F6_E2M3", "F6_E3M2", "Q4", "nonsense"])
@@ -281,5 +288,5 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.pt")
     (tmp_path / "zero.safetensors").symlink_to("/dev/zero")
     for name in ("pipe.pt", "zero.safetensors"):
-        with pytest.raises(UserError, match="not a regular file"):
+        with pytest.raises(UserError, match="no regular file"):
             read_tensors(tmp_path / name)
