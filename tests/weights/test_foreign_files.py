@@ -194,7 +194,7 @@ def test_small_number_formats_read(tmp_path: Path, code: str, expected: list[flo
 @pytest.mark.parametrize("code", ["I8", "U8", "F8_E8M0", "BOOL"])
 def test_quantised_weights_are_refused(tmp_path: Path, code: str) -> None:
     path = write_safetensors(tmp_path / "x.safetensors", code, 1, b"\x01\x01", ANCHORS[0])
-    with pytest.raises(UserError, match="holds tensor 'x_embedder.proj.weight' as .*, which is quantised"):
+    with pytest.raises(UserError, match="as .*, which is quantised"):
         read_part(path, ANCHORS)
 
 
