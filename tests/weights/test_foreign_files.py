@@ -194,7 +194,7 @@ def test_small_number_formats_read(tmp_path: Path, code: str, expected: list[flo
 @pytest.mark.parametrize("code", ["I8", "U8", "F8_E8M0", "BOOL"])
 def test_quantised_weights_are_refused(tmp_path: Path, code: str) -> None:
     path = write_safetensors(tmp_path / "x.safetensors", code, 1, b"\x01\x01", ANCHORS[0])
-    with pytest.raises(UserError, match="as .*, which is quantised"):
+    with pytest.raises(UserError, match="which is quantised"):
         read_part(path, ANCHORS)
 
 
@@ -252,7 +252,7 @@ def archive(path: Path, data: bytes, storages: dict[str, bytes], compression: in
 
 def refused(path: Path, message: str) -> None:
     """In a moment, with hardly any memory."""
-    start = time.monotonic()
+    start = time.process_time()
     tracemalloc.start()
     try:
         with pytest.raises(UserError, match=message):
@@ -260,7 +260,7 @@ def refused(path: Path, message: str) -> None:
         assert tracemalloc.get_traced_memory()[1] < 1.5e8
     finally:
         tracemalloc.stop()
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_small_files_that_ask_for_much_are_refused(tmp_path: Path) -> None:
