@@ -114,6 +114,11 @@ def draw(run: SampleRun, loaded: Loaded, decoder: Decoder | None, report: Report
         UserError: as `check`, or if the output holds other samples, another process is at them, or the disk is full.
     """
     check(run, loaded, decoder is not None)
+    if decoder is not None and loaded.latent_factors not in (None, decoder.factors):
+        raise UserError(
+            f"{loaded.source} was trained on latents of scale and shift {loaded.latent_factors}, the autoencoder {decoder.name} has "
+            f"{decoder.factors}: give the one that made them"
+        )
     plan = _plan(run, loaded, decoder)
     if run.npz.exists():
         before = run.npz.with_suffix(".json")
