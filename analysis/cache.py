@@ -25,6 +25,7 @@ import pandas as pd
 
 from analysis.frames import Frame, frame
 from dit.design.rows import Row
+from dit.store.files import whole
 
 MAGIC = b"dit cache 2 "
 """Begins every file; the number grows when the format does, or what is derived."""
@@ -139,12 +140,9 @@ def write_shard(path: Path, shard: Shard) -> None:
     check = 0
     for piece in pieces:
         check = zlib.crc32(piece, check)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(exist_ok=True)
-        with open(beside, "wb") as file:
+        with whole(path) as beside, open(beside, "wb") as file:
             file.writelines([MAGIC, check.to_bytes(4, "little"), *pieces])
-        os.replace(beside, path)
     except OSError as error:
         if path.parent not in _told:
             _told.add(path.parent)

@@ -100,12 +100,12 @@ class Ledger:
         def cell(state: str, reason: str = "", engine: str = "") -> Cell:
             return Cell(run, state, status, last, count, reason, engine)
 
+        if record.is_done():  # which is final, whatever the attempts say
+            return cell(DONE)
         if last is not None and not last.ended and not is_gone(last.owner):
             missing, trained = record.missing_evaluations(), status["step"] >= run.steps
             state = RUNNING if not trained else TRAINED if missing else EVALUATED
             return cell(state, "asked to save and stop" if lease.CANCEL in names else "")
-        if record.is_done():
-            return cell(DONE)
         if lease.CANCEL in names:
             return cell(CANCELLED, "cancelled: `dit retry` takes it up again")
         if status["state"] == FAILED and status["attempt"] > forgiven(record.path):

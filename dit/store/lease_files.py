@@ -13,6 +13,9 @@ import uuid
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from dit.errors import UserError
+from dit.store.files import read_bytes, sync, write_bytes
+
 
 @runtime_checkable
 class LeaseFiles(Protocol):
@@ -55,16 +58,19 @@ class DiskFiles:
     def read(self, name: str) -> bytes | None:
         """A file's content, or None if there is none."""
         try:
-            return (self.folder / name).read_bytes()
-        except FileNotFoundError:
+            return read_bytes(self.folder / name)
+        except (FileNotFoundError, UserError):
             return None
 
     def create(self, name: str, data: bytes) -> bool:
         """Make the file by linking a finished one to its name, or by O_EXCL where the disk has no links."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        beside = self._beside(name, data)
+        beside = self.folder / f".{name}.{uuid.uuid4().hex}"
         try:
+            beside.write_bytes(data)
+            sync(beside)
             os.link(beside, self.folder / name)
+            sync(self.folder)
         except FileExistsError:
             return os.stat(beside).st_nlink == 2  # a repeated request over NFS: the link was ours
         except (PermissionError, OSError) as error:
@@ -83,21 +89,20 @@ class DiskFiles:
             return False
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        sync(self.folder)
         return True
 
     def replace(self, name: str, data: bytes) -> None:
         """Write the file beside its place and rename it; over NFS this also renews the client's view of the folder."""
-        os.replace(self._beside(name, data), self.folder / name)
+        write_bytes(self.folder / name, data)
 
     def remove(self, name: str) -> None:
         """Delete the file if it is there."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.folder / name)
-
-    def _beside(self, name: str, data: bytes) -> Path:
-        path = self.folder / f".{name}.{uuid.uuid4().hex}"
-        path.write_bytes(data)
-        return path
+            sync(self.folder)
 
 
 class ObjectFiles:

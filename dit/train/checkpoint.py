@@ -29,6 +29,7 @@ from jax.sharding import SingleDeviceSharding
 from dit.errors import UserError
 from dit.hosts.processes import Absent, Processes, absentees
 from dit.store import manifest
+from dit.store.files import put
 from dit.store.manifest import Corrupt
 from dit.store.study import Fence, no_fence
 
@@ -234,9 +235,7 @@ class CheckpointWriter(Checkpoints):
                 checkpointer.wait_until_finished()
             if self._processes.leads:
                 manifest.seal(beside, self.identity, step)
-                self._fence()
-                os.rename(beside, self.path(step))
-                manifest.sync_folder(self.folder)
+                put(beside, self.path(step), self._fence)
                 self._prune()
         except Exception as error:
             self._fail(step, beside, error)
