@@ -27,7 +27,7 @@ from analysis.frames import Frame, frame
 from dit.design.rows import Row
 from dit.store.files import whole
 
-MAGIC = b"dit cache 2 "
+MAGIC = b"dit cache 3 "
 """Begins every file; the number grows when the format does, or what is derived."""
 SHARD_RUNS = 256
 SETTLED_S = 2.0

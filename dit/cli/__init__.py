@@ -22,6 +22,7 @@ VERBS = {
     "worker": "work on a study's cells, claiming one after another; what every engine launches",
     "manifest": "write a study as Kubernetes objects, for JobSet and Kueue",
     "status": "show where a study stands, live if asked",
+    "verify": "name every damaged, missing or foreign file of a study, and mend what is safe",
     "retry": "take failed and cancelled cells up again",
     "cancel": "stop cells, saved, until they are retried",
     "doctor": "check devices, storage, wandb, disk and versions before they cost a run",

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dit.store.study import DONE
+from dit.store.study import DONE, hidden_runs
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +35,8 @@ def run(args: argparse.Namespace) -> None:
     from sweeps.status import status_rows
 
     ledger = Ledger(args.folder)
+    if hidden := hidden_runs(args.folder, ledger.runs):
+        print(f"{len(hidden)} finished runs in the folder are not in study.json: {hidden[0]}", file=sys.stderr)
     while True:
         rows = status_rows(ledger)
         shown = _chosen(rows, args.where)

@@ -48,7 +48,7 @@ def whole(path: Path, fence: Fence = no_fence) -> Iterator[Path]:
     """A place beside `path` to write a file or a folder to; on leaving it is synced and renamed over `path`, on an error removed."""
     if not path.parent.is_dir():
         fence()  # a folder that was taken away is not made again by whoever has lost it
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         yield beside
@@ -73,6 +73,14 @@ def put(beside: Path, path: Path, fence: Fence = no_fence) -> None:
 def leftovers(folder: Path) -> list[Path]:
     """What writers that were killed have left in the folder and in those directly in it."""
     return [path for pattern in (".*", "*/.*") for path in folder.glob(pattern) if _LEFTOVER.fullmatch(path.name)]
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, so that they survive a power cut."""
+    for place in reversed([folder, *folder.parents]):
+        if not place.is_dir():
+            place.mkdir(exist_ok=True)
+            sync(place.parent)
 
 
 def write_bytes(path: Path, data: bytes, fence: Fence = no_fence) -> None:
@@ -158,7 +166,7 @@ def parse_record(data: bytes, source: str) -> tuple[Any, bool]:
     if not isinstance(value, dict):
         return value, False
     told = value.get(DIGEST)
-    vouched = any(isinstance(one, str) and one.startswith(KIND) for one in (told, *value.values()))
+    vouched = DIGEST in value or any(isinstance(one, str) and one.startswith(KIND) for one in value.values())
     if vouched:
         value.pop(DIGEST, None)
         if told != KIND + digest(value, 64):
@@ -203,7 +211,12 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: as `read_bytes` and `parse_record` do.
     """
-    return parse_record(read_bytes(path), str(path))[0]
+    return read_vouched(path)[0]
+
+
+def read_vouched(path: Path) -> tuple[Any, bool]:
+    """As `read_json`, and whether the file has a digest."""
+    return parse_record(read_bytes(path), str(path))
 
 
 def read_record(path: Path, optional: dict[str, Kinds] | None = None, **fields: Kinds) -> dict[str, Any]:
@@ -214,7 +227,11 @@ def read_record(path: Path, optional: dict[str, Kinds] | None = None, **fields: 
     Raises:
         UserError: as `read_json` does, or naming the first field that is missing or of another kind.
     """
-    value = read_json(path)
+    return require_fields(read_json(path), path, optional, **fields)
+
+
+def require_fields(value: Any, path: Path, optional: dict[str, Kinds] | None = None, **fields: Kinds) -> dict[str, Any]:
+    """The value of a file, if it is a dictionary with these fields; raises as `read_record` does."""
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, expected a dictionary: restore it from a copy")
     for name, kinds in {**fields, **(optional or {})}.items():

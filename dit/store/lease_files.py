@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from dit.errors import UserError
-from dit.store.files import read_bytes, sync, write_bytes
+from dit.store.files import make_folder, read_bytes, sync, write_bytes
 
 
 @runtime_checkable
@@ -64,7 +64,7 @@ class DiskFiles:
 
     def create(self, name: str, data: bytes) -> bool:
         """Make the file by linking a finished one to its name, or by O_EXCL where the disk has no links."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         beside = self.folder / f".{name}.{uuid.uuid4().hex}"
         try:
             beside.write_bytes(data)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dit.errors import UserError
-from dit.store.files import Fence, no_fence, read_bytes, sync
+from dit.store.files import Fence, make_folder, no_fence, read_bytes, sync
 
 MOST_BYTES = 2**30
 CHAIN_LETTERS = 16
@@ -93,8 +93,8 @@ def _read(path: Path, before: list[Logged]) -> Logged:
         text = line[: found.start()] if found else line
         told = found[1].decode() if found else ""
         if not found or not any(_next(start, text) == told for start in (chains[-1:] or _starts(before))):
-            if b"\0" in line and not any(map(_CHAIN.search, lines[number + 1 :])):
-                break  # what a power cut left of rows that were never synced
+            if b"\0" in line:
+                break  # what a power cut left of rows that were never synced: nothing vouches for those after it either
             where = "has changed since it was written, or rows before it are missing"
             raise UserError(f"{path} line {number + 1} {where}: {_MEND}")
         rows.append(_row(path, number, text + b"}"))
@@ -164,7 +164,7 @@ class MetricsWriter:
 
     def __init__(self, run_folder: Path, attempt: int, fence: Fence = no_fence, end: dict[str, Any] | None = None):
         path = run_folder / "metrics" / f"{attempt:04d}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         before = read_logged(run_folder, end, attempt)
         for logged in before.values():
             sync(logged.path)  # these rows are vouched for from now on

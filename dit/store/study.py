@@ -26,7 +26,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,36 @@ def load_study(folder: Path) -> Study:
         raise UserError(f"{path}: {error}") from error
 
 
+def hidden_runs(folder: Path, known: Collection[str]) -> list[str]:
+    """Names of the finished runs in a study's folder that are none of those known."""
+    place = folder / "runs"
+    names = sorted(set(os.listdir(place) if place.is_dir() else ()) - set(known))
+    return [name for name in names if _is_finished(place / name / "status.json")]
+
+
+def _is_finished(path: Path) -> bool:
+    try:
+        return read_record(path, state=str)["state"] == DONE
+    except (OSError, UserError):
+        return False
+
+
+def require_growth(folder: Path, study: Study) -> None:
+    """Check that recording this study hides no finished run that the recorded one asks for.
+
+    Raises:
+        UserError: with their number.
+    """
+    if not (folder / "study.json").exists():
+        return
+    known = {run.run for run in load_study(folder).runs}
+    if lost := [name for name in hidden_runs(folder, [run.run for run in study.runs]) if name in known]:
+        raise UserError(
+            f"{folder} has {len(lost)} finished run(s) that this study does not ask for, {lost[0]} among them, and would hide "
+            "them: sweep the study that has them, choose another --out, or give --allow-shrink"
+        )
+
+
 @contextlib.contextmanager
 def exclusive(path: Path, wait: bool = False) -> Iterator[None]:
     """Hold the lock file at `path`; the system lets it go when this process ends, however it ends.
@@ -175,11 +205,18 @@ class RunStore:
         for evaluation in self.run.evaluations:  # its writer may have died between the two files
             if self.evaluation_path(evaluation).exists():
                 self.drawn_path(evaluation).unlink(missing_ok=True)
+        if not (self.path / "config.json").exists():
+            write_json(self.path / "config.json", self._identity, self.fence)
+        self.check_identity()
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        return {"schema_version": SCHEMA_VERSION, "hash": self.run.hash, **self.run.identity}
+
+    def check_identity(self) -> None:
+        """Check that the folder's configuration is this run's; raises as `create` does."""
         path = self.path / "config.json"
-        identity = {"schema_version": SCHEMA_VERSION, "hash": self.run.hash, **self.run.identity}
-        if not path.exists():
-            write_json(path, identity, self.fence)
-        elif read_json(path) != json.loads(json.dumps(identity)):
+        if read_json(path) != json.loads(json.dumps(self._identity)):
             raise UserError(f"{path} describes another run than {self.run.run}: move that folder away")
 
     def check_place(self) -> None:
