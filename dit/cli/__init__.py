@@ -8,6 +8,7 @@ output, progress and messages to standard error. Exit codes: 0 done, 1 a check d
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -108,7 +109,8 @@ def main(argv: list[str] | None = None) -> int:
         if error.errno is None:
             raise
         place = "" if error.filename is None else f"{error.filename}: "
-        print(f"dit {verb}: {place}{os.strerror(error.errno)}", file=sys.stderr)
+        helps = ": raise the limit of open files (ulimit -n)" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
+        print(f"dit {verb}: {place}{os.strerror(error.errno)}{helps}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         if one.kind != OLD:
             print(f"{one.kind}: {one.path}: {one.said}")
     if old := [one for one in found if one.kind == OLD]:
-        print(f"{len(old)} files have {old[0].said}")
+        print(f"{len(old)} files have {old[0].said}; nothing vouches for what they say")
     if any(one.path.name == "study.json" and one.kind == DAMAGED for one in found):
         print("nothing may be trusted: study.json, which says what the study asks for, is damaged")
         return 1

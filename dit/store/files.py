@@ -120,6 +120,13 @@ def remove(path: Path) -> None:
             os.unlink(path)
 
 
+def remedy(error: OSError) -> str:
+    """What helps against what storage refused."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "raise the limit of open files (ulimit -n)"
+    return "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
+
+
 def record_bytes(value: Any) -> bytes:
     """A value as the bytes of its file."""
     text = json.dumps(value, indent=1, allow_nan=False)

@@ -20,7 +20,6 @@ lost it raises `dit.store.lease.LeaseLost` and changes nothing.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -41,6 +40,7 @@ from dit.store.files import (
     no_fence,
     read_json,
     read_record,
+    remedy,
     remove,
     write_json,
 )
@@ -172,13 +172,9 @@ def storage_errors(folder: Path) -> Iterator[None]:
         if error.errno is None:
             raise
         place, reason = error.filename or folder, os.strerror(error.errno)
-        remedy = {
-            errno.ENOSPC: "make room",
-            errno.EDQUOT: "make room",
-            errno.EMFILE: "raise the limit of open files (ulimit -n)",
-            errno.ENFILE: "raise the limit of open files (ulimit -n)",
-        }.get(error.errno, "make it writable")
-        raise UserError(f"{place}: {reason}; what was saved in {folder} is whole: {remedy} and run again") from error
+        raise UserError(
+            f"{place}: {reason}; what was saved in {folder} is whole: {remedy(error)} and run again"
+        ) from error
 
 
 _NUMBERS = ("loss", "time", "goodput", "productive_s", "wall_s")

@@ -178,7 +178,7 @@ def was_kept(disk, tmp_path, wanted):
 
 
 def test_a_power_cut_at_some_moments_loses_nothing_and_counts_nothing_twice(tmp_path, alone):
-    assert cuts(tmp_path, step=5, depth=0) > 15
+    assert cuts(tmp_path, step=5, depth=0) >= 15
 
 
 @pytest.mark.long
