@@ -25,7 +25,9 @@ import pandas as pd
 
 from analysis.frames import Frame, frame
 from dit.design.rows import Row
+from dit.errors import UserError
 from dit.store.files import whole
+from dit.store.paths import open_regular
 
 MAGIC = b"dit cache 3 "
 """Begins every file; the number grows when the format does, or what is derived."""
@@ -143,18 +145,19 @@ def write_shard(path: Path, shard: Shard) -> None:
     try:
         with whole(path) as beside, open(beside, "wb") as file:
             file.writelines([MAGIC, check.to_bytes(4, "little"), *pieces])
-    except OSError as error:
+    except (OSError, UserError) as error:
         if path.parent not in _told:
             _told.add(path.parent)
-            reason = error.strerror or type(error).__name__
+            reason = str(error) if isinstance(error, UserError) else error.strerror or type(error).__name__
             print(f"{path.parent} cannot be written ({reason}): every run is read each time", file=sys.stderr)
 
 
 def read_shard(path: Path) -> Shard | None:
     """The shard in a file; None if there is none, or not a whole one of this version."""
     try:
-        data = memoryview(path.read_bytes())
-    except OSError:
+        with open_regular(path) as file:
+            data = memoryview(file.read())
+    except (OSError, UserError):
         return None
     start = len(MAGIC) + 4
     if data[: len(MAGIC)] != MAGIC or zlib.crc32(data[start:]).to_bytes(4, "little") != data[len(MAGIC) : start]:

@@ -21,11 +21,12 @@ import numpy as np
 from analysis import published, records
 from analysis.frames import Frame, frame
 from analysis.protocols import Protocol
-from analysis.query import filter_rows
 from analysis.seeds import over_seeds
 from dit.design import rows as columns_of
+from dit.design.query import filter_rows
 from dit.design.rows import VARIANT, Row
 from dit.errors import UserError
+from dit.store.archives import SUFFIX, opened
 from dit.store.study import hidden_runs
 
 PUBLISHED: dict[str, Callable[[], list[Row]]] = {"paper": published.rows, "baselines": published.baselines}
@@ -94,6 +95,8 @@ def collect(source: str | Path) -> StudyResults:
     records.say_left_out(folder, list(table.loc[damaged, "reason"]), "rows", unvouched)
     if hidden := hidden_runs(folder, set(cells["run"])):
         print(f"{len(hidden)} finished runs in the folder are not in study.json: {hidden[0]}", file=sys.stderr)
+    if len(table) and damaged.all():
+        raise UserError(f"no results in {folder}: every row is damaged ({table['reason'].iloc[0]})")
     table = table[~damaged].reset_index(drop=True)
     if table.empty:
         raise UserError(
@@ -130,17 +133,25 @@ def collect(source: str | Path) -> StudyResults:
 
 
 def study_folder(source: str | Path) -> Path:
-    """The folder of that name.
+    """The folder of that name, or the one that an archive of a study is unpacked to.
 
     Raises:
         UserError: if there is none.
     """
-    folder = Path(source)
+    folder = opened(Path(source))
     if not folder.is_dir():
         raise UserError(
-            f"no folder {folder}: expected one that `dit sweep` wrote, or 'paper' for the published numbers"
+            f"no folder {folder}: expected one that `dit sweep` wrote, an archive of one ({SUFFIX}), "
+            "or 'paper' for the published numbers"
         )
     return folder
+
+
+def output_folder(source: str | Path, study: StudyResults) -> Path:
+    """Where figures and report go unless told: the study's folder; beside an archive; `runs/paper` for published numbers."""
+    if str(source).endswith(SUFFIX):
+        return Path(str(source).removesuffix(SUFFIX))
+    return study.folder or Path("runs") / source
 
 
 def results(source: str | Path) -> Frame:

@@ -31,11 +31,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the status once, or until the study has ended."""
+    from dit.store.archives import opened
     from sweeps.ledger import ENDED, Ledger
     from sweeps.status import status_rows
 
-    ledger = Ledger(args.folder)
-    if hidden := hidden_runs(args.folder, ledger.runs):
+    ledger = Ledger(opened(args.folder))
+    if hidden := hidden_runs(ledger.folder, ledger.runs):
         print(f"{len(hidden)} finished runs in the folder are not in study.json: {hidden[0]}", file=sys.stderr)
     while True:
         rows = status_rows(ledger)
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
 def _chosen(rows: list[dict[str, Any]], where: str | None) -> list[dict[str, Any]]:
     if where is None:
         return rows
-    from analysis.query import select
+    from dit.design.query import select
 
     chosen = {row["run"] for row in select(rows, where)}
     return [row for row in rows if row["run"] in chosen]

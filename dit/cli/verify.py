@@ -16,23 +16,29 @@ import argparse
 import json
 from pathlib import Path
 
+from dit.errors import UserError
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the study's folder")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the study's folder, or an archive of one")
     parser.add_argument("--repair", action="store_true", help="mend what is safe to mend, and tell what was done")
     parser.add_argument("--json", action="store_true", help="the findings as JSON, and nothing else")
 
 
 def run(args: argparse.Namespace) -> int:
     """Verify, and repair if asked; 1 if anything stays damaged or missing."""
+    from dit.store.archives import opened
     from dit.store.study import load_study
     from dit.store.verify import DAMAGED, MISSING, OLD, repair, verify
 
-    found = verify(args.folder)
+    if args.repair and not args.folder.is_dir():
+        raise UserError(f"--repair {args.folder}: expected a study's folder, an archive is mended by its owner")
+    folder = opened(args.folder)
+    found = verify(folder)
     done = list(repair(found)) if args.repair else []
     if done:
-        found = verify(args.folder)
+        found = verify(folder)
     told = [{"file": str(one.path), "kind": one.kind, "said": one.said} for one in found]
     bad = [one for one in found if one.kind == DAMAGED or (one.kind == MISSING and not args.repair)]
     if args.json:
@@ -48,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if any(one.path.name == "study.json" and one.kind == DAMAGED for one in found):
         print("nothing may be trusted: study.json, which says what the study asks for, is damaged")
         return 1
-    runs = load_study(args.folder).runs
+    runs = load_study(folder).runs
     worse = {run.run for run in runs for one in bad if run.run in one.path.parts}
     print(
         f"{len(runs) - len(worse)} of {len(runs)} runs may be trusted"

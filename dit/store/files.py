@@ -15,7 +15,6 @@ import math
 import os
 import re
 import shutil
-import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 
 from dit.design.config import digest
 from dit.errors import UserError
+from dit.store.paths import open_regular, refuse_links
 
 SCHEMA_VERSION = 1
 MOST_BYTES, MOST_DEPTH, MOST_DIGITS = 2**26, 64, 20
@@ -45,7 +45,12 @@ def no_fence() -> None:
 
 @contextlib.contextmanager
 def whole(path: Path, fence: Fence = no_fence) -> Iterator[Path]:
-    """A place beside `path` to write a file or a folder to; on leaving it is synced and renamed over `path`, on an error removed."""
+    """A place beside `path` to write a file or a folder to; on leaving it is synced and renamed over `path`, on an error removed.
+
+    Raises:
+        UserError: for a link on the way from a study's folder to `path`.
+    """
+    refuse_links(path)
     if not path.parent.is_dir():
         fence()  # a folder that was taken away is not made again by whoever has lost it
         make_folder(path.parent)
@@ -143,17 +148,11 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
         UserError: if it is a folder, a pipe or a device, or has more than `most` bytes.
         OSError: if it is not there, or storage does not answer.
     """
-    with open(path, "rb", buffering=0, opener=_without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise UserError(f"{path} is no plain file: expected a record, move it away or restore it from a copy")
+    with open_regular(path) as file:
         data = file.read() if os.fstat(file.fileno()).st_size <= most else bytes(most + 1)
     if len(data) > most:
         raise UserError(f"{path} has more than {most:,} bytes: no record is so large, restore it from a copy")
     return data
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def parse_record(data: bytes, source: str) -> tuple[Any, bool]:

@@ -13,8 +13,8 @@ import uuid
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from dit.errors import UserError
 from dit.store.files import make_folder, read_bytes, sync, write_bytes
+from dit.store.paths import refuse_links
 
 
 @runtime_checkable
@@ -59,11 +59,12 @@ class DiskFiles:
         """A file's content, or None if there is none."""
         try:
             return read_bytes(self.folder / name)
-        except (FileNotFoundError, UserError):
+        except FileNotFoundError:
             return None
 
     def create(self, name: str, data: bytes) -> bool:
         """Make the file by linking a finished one to its name, or by O_EXCL where the disk has no links."""
+        refuse_links(self.folder / name)
         make_folder(self.folder)
         beside = self.folder / f".{name}.{uuid.uuid4().hex}"
         try:
@@ -100,6 +101,7 @@ class DiskFiles:
 
     def remove(self, name: str) -> None:
         """Delete the file if it is there."""
+        refuse_links(self.folder)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.folder / name)
             sync(self.folder)

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from dit.errors import UserError
 from dit.store.files import Fence, make_folder, no_fence, read_bytes, sync
+from dit.store.paths import open_beneath
 
 MOST_BYTES = 2**30
 CHAIN_LETTERS = 16
@@ -171,7 +172,8 @@ class MetricsWriter:
         self._chain = next((one.chains[-1] for _, one in sorted(before.items(), reverse=True) if one.chains), "")
         self._attempt, self._rows = attempt, len(before[attempt].rows) if attempt in before else 0
         self._fence = fence
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115  # closed by close()
+        opened = open_beneath(run_folder, f"metrics/{path.name}", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        self._file = os.fdopen(opened, "ab", buffering=0)
         sync(path.parent)
 
     @property

@@ -46,6 +46,7 @@ from dit.store.files import (
 )
 from dit.store.lease import Busy
 from dit.store.metrics import MetricsWriter, read_metrics
+from dit.store.paths import open_beneath, refuse_links, refuse_links_in
 
 PLANNED, RUNNING, DONE, FAILED = "planned", "running", "done", "failed"
 RETRYABLE = "retryable"
@@ -151,7 +152,8 @@ def exclusive(path: Path, wait: bool = False) -> Iterator[None]:
         Busy: if another process holds it, unless told to `wait`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
+    refuse_links(path)
+    with os.fdopen(open_beneath(path.parent, path.name, os.O_RDWR | os.O_CREAT), "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
@@ -192,7 +194,7 @@ class RunStore:
         """Make the folder, or check that it is this run's; what a killed writer left half written is cleared.
 
         Raises:
-            UserError: if the folder's configuration is another run's, or its place is a link out of the study's folder.
+            UserError: if the folder's configuration is another run's, or it is or holds a link.
         """
         self.check_place()
         self.fence()
@@ -219,13 +221,9 @@ class RunStore:
         """Check that writing to the run's folder writes inside the study's.
 
         Raises:
-            UserError: if its place is a link out of the study's folder.
+            UserError: if it is a link, or holds one.
         """
-        study_folder = self.path.parents[1].resolve()
-        if not self.path.resolve().is_relative_to(study_folder):
-            raise UserError(
-                f"{self.path} is a link to {self.path.resolve()}, outside the study's folder: put the folder itself there"
-            )
+        refuse_links_in(self.path)
 
     def status(self) -> dict[str, Any]:
         """The last recorded status; `planned` for a run that has not begun."""

@@ -20,7 +20,7 @@ from dit.design.config import RunConfig
 from dit.errors import UserError
 from dit.store import manifest
 from dit.store.files import NO_DIGEST, leftovers, read_vouched, remove
-from dit.store.lease import attempts, is_gone, run_files
+from dit.store.lease import Attempt, attempts, is_gone, run_files
 from dit.store.metrics import read_logged
 from dit.store.study import DONE, RETRYABLE, RunStore, load_study
 
@@ -114,7 +114,9 @@ class _Run:
     def __init__(self, folder: Path, run: RunConfig):
         self.run, self.record = run, RunStore(folder, run)
         self.path = self.record.path
-        last = attempts(run_files(self.path))[-1:]
+        last: list[Attempt] = []
+        with contextlib.suppress(UserError):  # one that is no file is told of below
+            last = attempts(run_files(self.path))[-1:]
         self.is_held = bool(last and last[0].owner and not last[0].ended and not is_gone(last[0].owner))
 
     def findings(self) -> list[Finding]:

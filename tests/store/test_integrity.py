@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import socket
+from pathlib import Path
 
 import pytest
 from synthetic_study import cells, write_study
@@ -18,12 +19,30 @@ from dit.store.metrics import MetricsWriter, read_metrics
 from dit.store.study import RunStore, load_study
 from dit.store.verify import DAMAGED, FOREIGN, LEFTOVER, MISSING, OLD, verify
 
+ROOT = Path(__file__).parents[2]
+
 RECORD = {
     "schema_version": 1,
     "row": {"fid": 330.70, "steps": 8, "none": None},
     "text": "sha256:é",
     "list": [0.1, -0.0],
 }
+
+
+def test_there_is_one_writer():
+    """Every other rename only moves aside or takes away what is there."""
+    found = {
+        str(path.relative_to(ROOT)): len(
+            re.findall(r"os\.(?:replace|rename)\(|\.replace\((?:path|target)\)", path.read_text())
+        )
+        for room in ("dit", "sweeps", "analysis", "experiments")
+        for path in (ROOT / room).rglob("*.py")
+    }
+    assert {name: count for name, count in found.items() if count} == {
+        "dit/store/files.py": 1,
+        "dit/store/verify.py": 1,
+        "dit/train/checkpoint.py": 2,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +195,7 @@ def test_what_is_no_plain_file_is_refused_and_not_waited_for(tmp_path):
     (tmp_path / "zero").symlink_to("/dev/zero")
     (tmp_path / "large").write_bytes(b"")
     os.truncate(tmp_path / "large", 2**26 + 1)
-    for name, said in (("pipe", "no plain file"), ("zero", "no plain file"), ("large", "more than 67,108,864 bytes")):
+    for name, said in (("pipe", "no regular file"), ("zero", "no regular file"), ("large", "more than 67,108,864 bytes")):
         with pytest.raises(UserError, match=said):
             read_json(tmp_path / name)
     with socket.socket(socket.AF_UNIX) as listener:
