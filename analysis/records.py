@@ -158,7 +158,7 @@ def logged(folder: Path, known: Frame) -> Frame:
         folder,
         "losses",
         list(known["run"]),
-        lambda run: [folder / "runs" / run / "metrics"],
+        lambda run: [folder / "runs" / run / part for part in ("metrics", "status.json")],
         read,
     )
     if table.empty:

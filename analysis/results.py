@@ -16,8 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from analysis import published, records
 from analysis.frames import Frame, frame
 from analysis.protocols import Protocol
@@ -90,7 +88,8 @@ def collect(source: str | Path) -> StudyResults:
     folder = study_folder(source)
     cells = records.cells(folder)
     table = records.scores(folder, list(cells["run"]))
-    damaged = table["status"] == records.DAMAGED if len(table) else np.zeros(0, bool)
+    table = table.reindex(columns=list(dict.fromkeys([*table.columns, "status", "reason"])))
+    damaged = table["status"] == records.DAMAGED
     unvouched = int((table[records.VOUCHED] == 0).sum())
     records.say_left_out(folder, list(table.loc[damaged, "reason"]), "rows", unvouched)
     if hidden := hidden_runs(folder, set(cells["run"])):

@@ -195,7 +195,11 @@ def test_what_is_no_plain_file_is_refused_and_not_waited_for(tmp_path):
     (tmp_path / "zero").symlink_to("/dev/zero")
     (tmp_path / "large").write_bytes(b"")
     os.truncate(tmp_path / "large", 2**26 + 1)
-    for name, said in (("pipe", "no regular file"), ("zero", "no regular file"), ("large", "more than 67,108,864 bytes")):
+    for name, said in (
+        ("pipe", "no regular file"),
+        ("zero", "no regular file"),
+        ("large", "more than 67,108,864 bytes"),
+    ):
         with pytest.raises(UserError, match=said):
             read_json(tmp_path / name)
     with socket.socket(socket.AF_UNIX) as listener:
