@@ -202,7 +202,7 @@ def test_a_file_that_may_still_change_within_its_time_stamp_is_not_trusted(folde
         RunStore(folder, RUNS[0]).set_status(DONE, writer.end, step=1000, attempt=1)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     check(folder)
-    for path in folder.glob("runs/*/metrics/*"):
+    for path in [*folder.glob("runs/*/metrics/*"), *folder.glob("runs/*/status.json")]:
         os.utime(path, (1e9, 1e9))
     losses(folder)
     read.clear()
