@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -24,12 +22,12 @@ from dit.design.config import DATASETS, Evaluation, OptimConfig, RunConfig, dige
 from dit.design.flops import sampling_gflops
 from dit.design.rows import Row, cell_row, step_columns
 from dit.errors import UserError
+from dit.store.files import whole
 from dit.store.study import (
     DONE,
     FAILED,
     RUNNING,
     SCHEMA_VERSION,
-    MetricsWriter,
     RunStore,
     Study,
     save_study,
@@ -110,16 +108,12 @@ def import_runs(logged: Sequence[LoggedRun], fields: Fields, study: str, origin:
             )
         runs[config.run] = one
         configs.append(config)
-    whole = Study(study, f"Imported from wandb: {origin}.", tuple(configs))
-    beside = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        save_study(beside, whole)
+    made = Study(study, f"Imported from wandb: {origin}.", tuple(configs))
+    with whole(out) as beside:
+        save_study(beside, made)
         for config, one in zip(configs, runs.values()):
             _write_run(RunStore(beside, config), one, fields, study)
-        os.replace(beside, out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return whole
+    return made
 
 
 def _check_named(logged: Sequence[LoggedRun], fields: Fields) -> None:
@@ -186,7 +180,7 @@ def _write_run(store: RunStore, one: LoggedRun, fields: Fields, study: str) -> N
     for step, row in rows:
         found = {name: _number(fields.of(name, row)) for name in dict.fromkeys([*LOGGED, *extra])}
         merged.setdefault(step, {}).update({name: value for name, value in found.items() if value is not None})
-    with closing(MetricsWriter(store.path, 1)) as metrics:
+    with closing(store.metrics_writer(1)) as metrics:
         for step in sorted(step for step, row in merged.items() if row):
             metrics.write({"step": step, **merged[step], "train_gflops": step_columns(store.run, step)["train_gflops"]})
     places: Counter[tuple[int, str]] = Counter()
@@ -198,6 +192,7 @@ def _write_run(store: RunStore, one: LoggedRun, fields: Fields, study: str) -> N
         state,
         step=max((step for step, _ in rows), default=0),
         attempt=1,
+        metrics=metrics.end,
         **({"reason": f"{one.state} in wandb"} if failed else {}),
     )
 

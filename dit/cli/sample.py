@@ -19,6 +19,7 @@ from typing import Any
 
 from dit.errors import UserError
 from dit.hosts import distributed
+from dit.store.files import whole
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -189,7 +190,5 @@ def _picture(pixels: Any) -> Any:
 
 def _write_png(picture: Any, path: Path) -> None:
     """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}")
-    picture.save(beside, format="PNG")
-    beside.replace(path)
+    with whole(path) as beside:
+        picture.save(beside, format="PNG")

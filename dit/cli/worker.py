@@ -67,8 +67,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("lease", "hang"):
         if not getattr(args, name) > 0:
             raise UserError(f"--{name} {getattr(args, name)}: expected a positive number of seconds")
-    if args.cpus:
-        use_processors(_numbers(args.cpus))
+    use_processors(_numbers(args.cpus) if args.cpus else set())
     ledger = Ledger(args.study)
     if args.cell:
         ledger.run(args.cell)

@@ -32,6 +32,7 @@ from dit.data.image_tree import ImageTree, find_images
 from dit.data.images import BrokenImage, load_square, to_model
 from dit.data.shards import Manifest, Record, Settings, Shard, ShardWriter
 from dit.errors import UserError
+from dit.store.files import write_text
 from dit.weights.vae import AutoencoderKL
 from dit.weights.vae_weights import load_vae
 
@@ -136,7 +137,7 @@ def _begin(out: Path, settings: Settings) -> None:
     if not plan.exists():
         if any(out.glob("*.arrayrecord")):
             raise UserError(f"{out} holds shards but no {PLAN}; choose another --out or empty it")
-        latent_shards.write_json(plan, settings)
+        write_text(plan, latent_shards.to_json(settings))
         return
     before = latent_shards.parse_settings(plan.read_text(), str(plan))
     changed = [name for name in vars(settings) if getattr(settings, name) != getattr(before, name)]
@@ -349,7 +350,7 @@ def _complete(out: Path, settings: Settings) -> Manifest | None:
     manifest = Manifest(settings, done)
     if not manifest.records:
         raise UserError(f"none of the {settings.num_images} images could be decoded, for example {manifest.broken[0]}")
-    latent_shards.write_json(out / latent_shards.MANIFEST, manifest)
+    write_text(out / latent_shards.MANIFEST, latent_shards.to_json(manifest))
     for leftover in out.glob("shard-*.tmp"):  # Of runs that were killed.
         leftover.unlink(missing_ok=True)
     return manifest

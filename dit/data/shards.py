@@ -27,6 +27,7 @@ from jaxtyping import Float16
 from dit.design.checks import require_kind, require_number, require_positive
 from dit.errors import UserError
 from dit.store.environment import cache_folder
+from dit.store.files import put, whole, write_text
 from dit.store.paths import open_regular, private_folder, safe_component
 
 FORMAT = 1
@@ -165,11 +166,10 @@ class ShardWriter:
         self._writer.close()
         with self._temporary.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
         size = self._temporary.stat().st_size
-        self._temporary.replace(self._folder / self._name)
+        put(self._temporary, self._folder / self._name)
         shard = Shard(self._name, self._records, size, digest, tuple(broken))
-        write_json(note_path(self._folder, self._name), shard)
+        write_text(note_path(self._folder, self._name), to_json(shard))
         return shard
 
     def abandon(self) -> None:
@@ -192,24 +192,6 @@ def finished_shard(folder: Path, name: str) -> Shard | None:
         return None
     whole = (folder / name).exists() and (folder / name).stat().st_size == shard.num_bytes
     return shard if whole else None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace `path` in one step, on disk before it has its name."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w") as file:
-            file.write(to_json(value))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def to_json(value: Any) -> str:
@@ -306,16 +288,13 @@ def _stage(remote: Any, source: str, folder: Path, shard: Shard) -> None:
     target = folder / shard.name
     if target.is_file() and target.stat().st_size == shard.num_bytes:
         return
-    temporary = folder / f"{shard.name}.{os.getpid()}.tmp"
     try:
-        remote.get_file(source, str(temporary))
-        # Whatever arrived is checked before it gets the shard's name, so a bad copy is fetched again next time.
-        _check(temporary, shard, verify=True)
-        temporary.replace(target)
+        with whole(target) as temporary:
+            remote.get_file(source, str(temporary))
+            # Whatever arrived is checked before it gets the shard's name, so a bad copy is fetched again next time.
+            _check(temporary, shard, verify=True)
     except OSError as error:
         raise UserError(f"cannot copy {source} to {folder}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check(path: Path, shard: Shard, verify: bool) -> None:

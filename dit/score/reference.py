@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from dit.score.evaluation import Report, Statistics, gather
 from dit.score.features import Extractor
 from dit.score.metrics.frechet import Gaussian
 from dit.score.metrics.precision_recall import REFERENCES
+from dit.store.files import whole
 
 ANY_WEIGHTS = "published"
 """Stands for the hash of weights in files made elsewhere, which do not record one."""
@@ -85,13 +85,8 @@ def save(path: Path, reference: Reference) -> None:
     arrays = {"mu": reference.pooled.mean, "sigma": reference.pooled.covariance, "features": reference.features}
     if reference.spatial is not None:
         arrays |= {"mu_s": reference.spatial.mean, "sigma_s": reference.spatial.covariance}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("wb") as file:
+    with whole(path) as beside, beside.open("wb") as file:
         np.savez(file, allow_pickle=False, made_by=json.dumps(reference.made_by), **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 def declare(path: Path, extractor_name: str, resize: str) -> Reference:

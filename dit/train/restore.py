@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +32,8 @@ from dit.design.config import (
 from dit.errors import UserError
 from dit.model.compute import compute_on
 from dit.model.transformer import DiT, applied
+from dit.store.files import SCHEMA_VERSION, read_json, whole, write_json
 from dit.store.manifest import Corrupt
-from dit.store.study import SCHEMA_VERSION, read_json, write_json
 from dit.train.checkpoint import Checkpoints, CheckpointWriter, flatten
 from dit.train.step import build
 from dit.weights import diffusers_names, official
@@ -146,15 +144,10 @@ def save_imported(loaded: Loaded, out: Path) -> None:
     parts = {name: dataclasses.asdict(getattr(loaded, name)) for name in ("model", "data", "diffusion")}
     value = {"schema_version": SCHEMA_VERSION, **parts, "source": loaded.source, "source_sha256": loaded.identity}
     value["hash"] = digest(value, 64)
-    beside = out.with_name(f".{out.name}.writing-{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
+    with whole(out) as beside:
         with CheckpointWriter(beside / "ema", value["hash"]) as writer:
             writer.save(0, loaded.params)
         write_json(beside / "config.json", value)
-        os.rename(beside, out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def export(loaded: Loaded, out: Path) -> None:
@@ -169,15 +162,8 @@ def export(loaded: Loaded, out: Path) -> None:
         raise UserError(f"--out {out}: expected a name ending in .safetensors")
     refuse_existing(out)
     flat = official.to_official(_to_tree(loaded.params), loaded.model)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
+    with whole(out) as beside:
         save_file(flat, beside, metadata={"format": "pt"})
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, out)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def refuse_existing(out: Path) -> None:
