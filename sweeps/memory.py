@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from dit.design import flops
-from dit.design.config import Block, RunConfig
+from dit.design.blocks import block_of
+from dit.design.config import RunConfig
 from dit.design.memory_rules import KEPT_ON_CPU, USABLE, Policy, state_bytes
 from dit.design.topology import MeshShape
 
@@ -32,7 +32,7 @@ class Kept:
     vectors: int = 0
 
 
-KEPT: dict[Policy, dict[Block, Kept]] = {
+KEPT: dict[Policy, dict[str, Kept]] = {
     # 12 to 18 of width D: the inputs of products and norms, queries, keys, values, the residuals at each gate and sum.
     "none": {
         "adaln_zero": Kept(10, 4, 6, 1, vectors=10),
@@ -109,7 +109,7 @@ def step_bytes(run: RunConfig, shape: MeshShape, remat: str) -> int:
 def activation_bytes(run: RunConfig, remat: str, tensor: int = 1) -> int:
     """Bytes that one image's forward pass keeps, with those of the one block that is being recomputed; `tensor` splits MLP and heads."""
     model = run.model
-    tokens = model.tokens + (flops.CONDITION_TOKENS if model.block == "in_context" else 0)
+    tokens = block_of(model).tokens(model)
     block = _bytes(run, KEPT[remat][model.block], tokens, tensor)  # type: ignore[index]  # a policy's name
     recomputed = 0 if remat == "none" else _bytes(run, KEPT["none"][model.block], tokens, tensor)
     return model.depth * block + recomputed + _bytes(run, OUTSIDE, model.tokens, tensor)
