@@ -141,6 +141,7 @@ def run(args: argparse.Namespace) -> None:
 def _ready(args: argparse.Namespace) -> tuple[Extractor, Loaded | None]:
     """The extractor, and the checkpoint if one is to be drawn from."""
     from dit.train.restore import open_checkpoint
+    from sweeps.study import run_kept_of
 
     _check(args)
     extractor = make_extractor(args.extractor, args.weights, args.batch_size)
@@ -151,6 +152,7 @@ def _ready(args: argparse.Namespace) -> tuple[Extractor, Loaded | None]:
             raise UserError(
                 f"{option} with a checkpoint: its averaged weights are drawn from, and decoded by --vae; leave it out"
             )
+    run_kept_of(Path(args.samples))
     return extractor, open_checkpoint(Path(args.samples))
 
 

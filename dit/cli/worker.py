@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     from sweeps import arguments
     from sweeps.gang import Alone, join
     from sweeps.ledger import Ledger
+    from sweeps.study import run_kept
     from sweeps.worker import Options, Worker, serve, use_processors
 
     for name in ("lease", "hang"):
@@ -68,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{name} {getattr(args, name)}: expected a positive number of seconds")
     if args.cpus:
         use_processors(_numbers(args.cpus))
+    run_kept(args.study)
     ledger = Ledger(args.study)
     if args.cell:
         ledger.run(args.cell)

@@ -5,11 +5,13 @@ One's own is one more record, made in the study's own file. The counts are close
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from dit.design.parts import Part, builtin, latest, named, names
+from dit.design.parts import Part, builtin, digest, latest, named, names
+from dit.errors import UserError
 
 if TYPE_CHECKING:
     from dit.design.config import ModelConfig
@@ -57,9 +59,51 @@ class Block(Part):
     marker: str = "o"
     dash: tuple[float | int, ...] | Literal["-", "--", "-.", ":"] = "-"
 
+    def as_data(self, models: Iterable[ModelConfig] = ()) -> dict[str, Any]:
+        """Its looks and how it is conditioned, and the counts of the models that have it."""
+        its = [model for model in models if (model.block, model.block_source) == (self.name, self.source)]
+        told = {name: value for name, value in super().as_data().items() if name not in ("make", "count")}
+        return told | {"counts": {_key(one): _as_lists(self.count(one, self.tokens(one))) for one in its if self.count}}
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Its fields; the counts become a table."""
+        fields = super().from_data(data)
+        return fields | {"count": Table(fields["name"], fields.pop("counts", {}))}
+
     def tokens(self, model: ModelConfig) -> int:
         """Tokens of an image that the block sees."""
         return model.tokens + (CONDITION_TOKENS if self.condition == "tokens" else 0)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The counts of a block by model, as a study's record holds them."""
+
+    name: str
+    counts: Mapping[str, Mapping[str, Sequence[int]]]
+
+    def __call__(self, model: ModelConfig, tokens: int) -> dict[str, Count]:
+        """Components of one block.
+
+        Raises:
+            UserError: for a model that the study did not have.
+        """
+        if _key(model) not in self.counts:
+            raise UserError(
+                f"block '{self.name}' was not counted for {model.size}/{model.patch_size}: sweep the study again"
+            )
+        return {name: Count(*count) for name, count in self.counts[_key(model)].items()}
+
+
+def _key(model: ModelConfig) -> str:
+    """What a block's count depends on."""
+    fields = {name: value for name, value in dataclasses.asdict(model).items() if name not in ("size", "ladder")}
+    return digest(fields)
+
+
+def _as_lists(count: Mapping[str, Count]) -> dict[str, list[int]]:
+    return {name: [one.macs, one.params] for name, one in count.items()}
 
 
 def block_of(model: ModelConfig) -> Block:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -20,7 +18,8 @@ from dit.design.blocks import Block
 from dit.design.checks import require_choice, require_kind, require_number, require_positive, require_whole
 from dit.design.data import DATASETS as DATASETS
 from dit.design.data import DataConfig
-from dit.design.parts import settle
+from dit.design.parts import digest as digest
+from dit.design.parts import settle, without_defaults
 from dit.design.topology import parse_mesh
 from dit.errors import UserError
 
@@ -239,7 +238,7 @@ class Evaluation:
         """The declared protocol as plain JSON values, without the step; a field younger than the first scores only where it is set."""
         declared = dataclasses.asdict(self)
         del declared["step"]
-        return _without_defaults(declared, precision="float32")
+        return without_defaults(declared, precision="float32")
 
 
 @dataclass(frozen=True)
@@ -291,9 +290,9 @@ class RunConfig:
         """
         fields = dataclasses.asdict(self)
         del fields["steps"], fields["evaluations"]
-        fields["model"] = _without_defaults(fields["model"], qk_norm=False, block_source="")
-        fields["data"] = _without_defaults(fields["data"], source="")
-        return _without_defaults(fields, precision="float32", guard=dataclasses.asdict(Guard()))
+        fields["model"] = without_defaults(fields["model"], qk_norm=False, block_source="")
+        fields["data"] = without_defaults(fields["data"], source="")
+        return without_defaults(fields, precision="float32", guard=dataclasses.asdict(Guard()))
 
     @functools.cached_property
     def hash(self) -> str:
@@ -338,16 +337,6 @@ class RunArguments:
         require_positive(self, "accumulate")
         require_whole(self, "steps_per_dispatch")
         parse_mesh(self.mesh)
-
-
-def _without_defaults(fields: dict[str, Any], **defaults: Any) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name not in defaults or value != defaults[name]}
-
-
-def digest(value: Any, length: int = 12) -> str:
-    """Hash of a JSON value in canonical form (sorted keys, shortest floats)."""
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:length]
 
 
 def to_json(run: RunConfig) -> dict[str, Any]:

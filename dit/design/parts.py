@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import hashlib
 import importlib
+import json
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -49,9 +51,14 @@ class Part:
         """The values that its source is the hash of."""
         return {name: value for name, value in self.fields().items() if name not in ("source", *self.beside)}
 
-    def as_data(self) -> dict[str, Any]:
-        """What is plain data of it, for a study's file."""
+    def as_data(self, models: Iterable[Any] = ()) -> dict[str, Any]:
+        """What is plain data of it, for a study's record; `models` are those of the study."""
         return {"kind": type(self).__name__, **{name: one for name, one in self.fields().items() if _is_plain(one)}}
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """The fields that `as_data` told of."""
+        return {name: tuple(one) if isinstance(one, list) else one for name, one in data.items()}
 
 
 P = TypeVar("P", bound=Part)
@@ -78,16 +85,19 @@ def register(part: Part) -> None:
 
 
 @contextlib.contextmanager
-def of_a_study() -> Iterator[list[Part]]:
+def of_a_study() -> Iterator[None]:
     """Parts made within are one study's: no two of a kind may share a name, and a name means the part of this study."""
     global _loading, _MADE
     before, _loading, _MADE = (_loading, _MADE), True, {}
-    made: list[Part] = []
     try:
-        yield made
+        yield
     finally:
-        made += _MADE.values()
         _loading, _MADE = before
+
+
+def made() -> list[Part]:
+    """The user's parts of the study that is being loaded."""
+    return list(_MADE.values())
 
 
 def named(kind: type[P], name: str, source: str = "") -> P:
@@ -114,9 +124,11 @@ def settle(owner: Any, name: str, kind: type[Part], part: str, required: bool = 
         UserError: if there is no such part and one is `required`.
     """
     if not getattr(owner, name) and (kind, part, "") not in _PARTS:
-        made = _MADE.get((kind, part))
+        made = _MADE.get((kind, part)) or latest(kind, part)
         if made is None and required:
             named(kind, part)
+        if made is not None:
+            _MADE[kind, part] = made  # of a module that was imported before: the study's all the same
         object.__setattr__(owner, name, "" if made is None else made.source)
 
 
@@ -146,7 +158,7 @@ def known(kind: type[P], data: dict[str, Any]) -> P:
     Raises:
         UserError: for fields that the kind does not have, or a part without a source.
     """
-    fields = {name: tuple(one) if isinstance(one, list) else one for name, one in data.items() if name != "kind"}
+    fields = kind.from_data({name: value for name, value in data.items() if name != "kind"})
     found = _PARTS.get((kind, str(fields.get("name")), str(fields.get("source"))))
     if found is not None:
         return found  # type: ignore[return-value]  # registered under its own kind
@@ -208,3 +220,14 @@ def _is_users() -> bool:
         else:
             return True
     return False
+
+
+def without_defaults(fields: dict[str, Any], **defaults: Any) -> dict[str, Any]:
+    """The fields that are not at their defaults, and those that have none."""
+    return {name: value for name, value in fields.items() if name not in defaults or value != defaults[name]}
+
+
+def digest(value: Any, length: int = 12) -> str:
+    """Hash of a JSON value in canonical form (sorted keys, shortest floats)."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:length]

@@ -108,7 +108,7 @@ class AdaptiveFinalLayer(nnx.Module):
     def __init__(self, d: int, out: int, rngs: nnx.Rngs, zero: bool):
         self.norm = layer_norm(d, rngs, affine=False)
         self.modulation = linear(d, 2 * d, rngs, ZEROS if zero else None)
-        self.linear = linear(d, out, rngs, ZEROS)
+        self.linear = linear(d, out, rngs, ZEROS, ("fsdp", None))
 
     def __call__(self, x: Tokens, condition: Float[Array, "B D"]) -> Float[Array, "B T O"]:
         shift, scale = jnp.split(self.modulation(nnx.silu(condition)), 2, axis=-1)
@@ -120,7 +120,7 @@ class PlainFinalLayer(nnx.Module):
 
     def __init__(self, d: int, out: int, rngs: nnx.Rngs):
         self.norm = layer_norm(d, rngs, affine=True)
-        self.linear = linear(d, out, rngs, ZEROS)
+        self.linear = linear(d, out, rngs, ZEROS, ("fsdp", None))
 
     def __call__(self, x: Tokens, condition: Float[Array, "B M D"]) -> Float[Array, "B T O"]:
         return dense(self.linear, normalize(self.norm, x))

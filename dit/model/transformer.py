@@ -50,7 +50,7 @@ class DiT(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, compute: Compute = ONE_DEVICE):
         self.config, self.compute = config, compute
         d = config.hidden_size
-        self.patch_embedding = linear(config.patch_size**2 * config.in_channels, d, rngs)
+        self.patch_embedding = linear(config.patch_size**2 * config.in_channels, d, rngs, axes=(None, "fsdp"))
         self.timestep_embedding = TimestepEmbedding(d, rngs)
         self.label_embedding = LabelEmbedding(config.num_classes, config.class_dropout_prob, d, rngs)
 

@@ -1,6 +1,7 @@
 """The record of runs: plain files in a study's folder, one writer per file, readable without JAX.
 
-    DIR/study.json                       what the study asks for: its cells with steps and evaluations
+    DIR/study.json                       what the study asks for: its cells with steps and evaluations, its own parts as data
+    DIR/study.py, DIR/study/             the user's file that declared it and those that it imports, see `dit.store.kept`
     DIR/runs/<run>/config.json           the run's identity, immutable
     DIR/runs/<run>/environment-<n>.json  versions, git revision and device of attempt n
     DIR/runs/<run>/metrics/<n>.jsonl     rows logged by attempt n: step, loss, grad_norm, images_per_s, train_gflops
@@ -27,13 +28,15 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dit.design.config import Evaluation, RunConfig, from_json, to_json
+from dit.design.parts import Part
 from dit.errors import UserError
+from dit.store.kept import hashes, read_parts, told
 from dit.store.lease import Busy
 from dit.store.paths import open_beneath, open_regular, refuse_links, refuse_links_in
 
@@ -52,8 +55,12 @@ def no_fence() -> None:
 
 
 def write_json(path: Path, value: Any, fence: Fence = no_fence) -> None:
-    """Write `value` whole or not at all: beside its place, synced, then, if the fence lets it, renamed over it."""
-    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    """Write `value` as JSON, as `write_text` does."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n", fence)
+
+
+def write_text(path: Path, text: str, fence: Fence = no_fence) -> None:
+    """Write `text` whole or not at all: beside its place, synced, then, if the fence lets it, renamed over it."""
     refuse_links(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -112,11 +119,13 @@ def read_record(path: Path, **fields: type) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Study:
-    """What a study asks for. `doc` is its module's docstring."""
+    """What a study asks for. `doc` is its module's docstring; `parts` are the user's own, `files` the text of the files that make them."""
 
     name: str
     doc: str
     runs: tuple[RunConfig, ...]
+    parts: tuple[Part, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_study_folder(folder: Path, name: str) -> None:
@@ -145,13 +154,20 @@ def save_study(folder: Path, study: Study) -> None:
     """
     check_study_folder(folder, study.name)
     path = folder / "study.json"
+    present = read_json(path) if path.exists() else None
+    parts = told(study.parts, [run.model for run in study.runs], (present or {}).get("parts", []))
     value = {
         "schema_version": SCHEMA_VERSION,
         "study": study.name,
         "doc": study.doc,
         "runs": [to_json(run) for run in study.runs],
+        **({"parts": parts} if parts else {}),
+        **({"files": hashes(study.files)} if study.files else {}),
     }
-    if not path.exists() or read_json(path) != json.loads(json.dumps(value)):
+    if present != json.loads(json.dumps(value)):
+        for name, text in study.files.items():
+            refuse_links(folder / name)
+            write_text(folder / name, text)
         write_json(path, value)
 
 
@@ -166,9 +182,15 @@ def load_study(folder: Path) -> Study:
         raise UserError(f"no study in {folder}: expected the folder that `dit sweep` wrote (it holds study.json)")
     value = read_record(path, study=str, doc=str, runs=list)
     try:
-        return Study(value["study"], value["doc"], tuple(from_json(run) for run in value["runs"]))
+        parts = read_parts(value.get("parts", []))
+        return Study(value["study"], value["doc"], tuple(from_json(run) for run in value["runs"]), parts)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def know_parts(folder: Path) -> None:
+    """Make the parts on record in a study's folder known: how they are called, drawn and counted."""
+    read_parts(read_json(folder / "study.json").get("parts", []) if (folder / "study.json").is_file() else [])
 
 
 @contextlib.contextmanager
