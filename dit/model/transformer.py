@@ -82,18 +82,20 @@ class DiT(nnx.Module):
         condition = embedded[0] + embedded[1] if where == "sum" else jnp.stack(embedded, axis=1)
         if where == "tokens":  # they carry no position embedding and are dropped after the last block
             tokens = jnp.concatenate([tokens, condition], axis=1)
-        tokens = self._run_blocks(tokens, condition)[:, : config.tokens]
+        tokens = scanned(*nnx.split(self.blocks), tokens, condition, self.compute)[:, : config.tokens]
         return unpatchify(self.final_layer(tokens, condition).astype(jnp.float32), config.patch_size)
 
-    def _run_blocks(self, tokens: Float[Array, "B S D"], condition: Float[Array, "B ..."]) -> Float[Array, "B S D"]:
-        graph, stacked = nnx.split(self.blocks)
-        compute = self.compute
-        condition = compute.split(condition)
 
-        def body(x, params):
-            return compute.split(nnx.merge(graph, params)(x, condition)), None
+def scanned(
+    graph: Any, stacked: PyTree, tokens: Float[Array, "B S D"], condition: Float[Array, "B ..."], compute: Compute
+) -> Float[Array, "B S D"]:
+    """The blocks of one `graph` with parameters stacked along depth, one after another."""
+    condition = compute.split(condition)
 
-        return jax.lax.scan(_recomputed(body, compute), compute.split(tokens), stacked, unroll=compute.unroll)[0]
+    def body(x, params):
+        return compute.split(nnx.merge(graph, params)(x, condition)), None
+
+    return jax.lax.scan(_recomputed(body, compute), compute.split(tokens), stacked, unroll=compute.unroll)[0]
 
 
 def _recomputed(body: Callable, compute: Compute) -> Callable:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dit.cli import main
 from dit.design import flops, parts
 from dit.design.blocks import Block
 from dit.design.data import Data
@@ -145,17 +144,22 @@ def test_a_study_of_the_version_before_is_read():
 
 
 @pytest.mark.long
-def test_the_page_s_study_goes_through_the_verbs(tmp_path, capsys):
+def test_the_page_s_study_goes_through_the_verbs(tmp_path):
     path, out = write(tmp_path), str(tmp_path / "out")
-    assert main(["plan", path]) == 0 and "gated-S-4-s0" in capsys.readouterr().out
-    assert main(["plan", path, "--hardware", "cpu"]) == 0
-    assert main(["sweep", path, "--out", out, "--workers", "2"]) == 0
     for verb in (
+        ["plan", path],
+        ["plan", path, "--hardware", "cpu"],
+        ["sweep", path, "--out", out, "--workers", "2"],
         ["status", out],
         ["plan", out],
-        ["sample", "--grid", out, "--out", str(tmp_path / "g.png"), "--steps", "2"],
+        ["sample", "--grid", out, "--out", str(tmp_path / "grid.png"), "--steps", "2"],
     ):
-        assert not main(verb), verb
+        done = subprocess.run([sys.executable, "-m", "dit", *verb], text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr
+    assert (
+        "gated-S-4-s0"
+        in subprocess.run([sys.executable, "-m", "dit", "plan", out], text=True, capture_output=True).stdout
+    )
 
 
 @pytest.mark.long
@@ -199,3 +203,18 @@ def test_the_type_checker_names_each_missing_field(tmp_path):
 
 def test_names_of_parts_are_told_apart_by_kind():
     assert parts.named(Block, "adaln").word == "block" and parts.named(Data, "digits").word == "data set"
+
+
+def test_an_installed_package_brings_an_engine_as_an_entry_point(tmp_path):
+    (tmp_path / "mine.py").write_text("def declare(parser):\n    parser.add_argument('--of-mine')\n")
+    info = tmp_path / "mine-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[dit.engines]\nmine = mine\n")
+    code = (
+        "import argparse; from sweeps import engines; parser = argparse.ArgumentParser(); engines.declare(parser)\n"
+        "args = parser.parse_args(['--engine', 'mine', '--of-mine', 'x']); print(engines.ENGINES, args.of_mine)"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    told = subprocess.run([sys.executable, "-c", code], check=True, text=True, capture_output=True, env=env).stdout
+    assert told == "('local', 'ray', 'slurm', 'mine') x\n"
