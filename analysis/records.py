@@ -22,7 +22,7 @@ from dit.design.config import RunConfig
 from dit.design.rows import CELL_COLUMNS, END_COLUMNS, VARIANT, Row, cell_row, recipe, step_columns, variants
 from dit.errors import UserError
 from dit.store.files import NO_DIGEST, read_vouched, require_fields
-from dit.store.study import FAILED, RunStore, load_study
+from dit.store.study import FAILED, RunStore, know_parts, load_study
 
 HASH, RECIPE, STEPS, GROWTH = "hash", "recipe", "steps", "growth"
 """Columns of `cells` besides those of the results table: identity hash, hash of the identity less its seed, steps asked for, and depth
@@ -57,6 +57,7 @@ def cells(folder: Path) -> Frame:
             for run in study.runs
         ]
 
+    know_parts(folder)
     table, _ = collected(folder, "cells", ["study"], lambda _: [folder / "study.json"], read)
     return table if len(table) else frame([], [*CELL_COLUMNS, VARIANT, HASH, RECIPE, STEPS, GROWTH])
 

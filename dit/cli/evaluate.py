@@ -146,6 +146,7 @@ def run(args: argparse.Namespace) -> None:
 def _ready(args: argparse.Namespace) -> tuple[Extractor, Loaded | None]:
     """The extractor, and the checkpoint if one is to be drawn from."""
     from dit.train.restore import Declared, is_checkpoint, open_checkpoint
+    from sweeps.study import run_kept_of
 
     _check(args)
     extractor = make_extractor(args.extractor, args.weights, args.batch_size)
@@ -156,6 +157,7 @@ def _ready(args: argparse.Namespace) -> tuple[Extractor, Loaded | None]:
             raise UserError(
                 f"{option} with a checkpoint: its averaged weights are drawn from, and decoded by --vae; leave it out"
             )
+    run_kept_of(Path(args.samples))
     return extractor, open_checkpoint(Path(args.samples), declared=Declared(key=args.key))
 
 

@@ -64,6 +64,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Draw; where the images are on standard output."""
+    from sweeps.study import run_kept_of
+
     if (args.checkpoint is None) == (args.grid is None):
         raise UserError("expected one of CHECKPOINT and --grid STUDY_DIR")
     if (args.process_index is None) != (args.process_count is None):
@@ -72,6 +74,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(
             "--distributed divides the images of one checkpoint by itself: leave --grid and --process-index out"
         )
+    run_kept_of(args.grid or Path(args.checkpoint))
     labels = _labels(args.labels)
     drawn = _drawn(args)
     if args.grid is not None:

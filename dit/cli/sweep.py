@@ -55,7 +55,7 @@ def _sweep(args: argparse.Namespace) -> int:
     from sweeps.sweep import declare, sweep
 
     engines.check(args.engine, args)
-    study = declared(args.study)
+    study = declared(args.study, check=True)
     runs, own_needs = subset(study, args.where), declared_resources(args.study)
     folder = args.out or Path("runs") / study.name
     check_study_folder(folder, study.name)

@@ -1,6 +1,7 @@
 """The record of runs: plain files in a study's folder, one writer per file, readable without JAX.
 
-    DIR/study.json                       what the study asks for: its cells with steps and evaluations
+    DIR/study.json                       what the study asks for: its cells with steps and evaluations, its own parts as data
+    DIR/study.py, DIR/study/             the user's file that declared it and those that it imports, see `dit.store.kept`
     DIR/runs/<run>/config.json           the run's identity, immutable
     DIR/runs/<run>/environment-<n>.json  versions, git revision and device of attempt n
     DIR/runs/<run>/metrics/<n>.jsonl     rows logged by attempt n, see `dit.store.metrics`
@@ -25,12 +26,13 @@ import json
 import os
 import re
 import time
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dit.design.config import Evaluation, RunConfig, from_json, to_json
+from dit.design.parts import Part
 from dit.errors import UserError
 from dit.store.files import (
     NUMBER,
@@ -43,7 +45,9 @@ from dit.store.files import (
     remedy,
     remove,
     write_json,
+    write_text,
 )
+from dit.store.kept import hashes, read_parts, told
 from dit.store.lease import Busy
 from dit.store.metrics import MetricsWriter, read_metrics
 from dit.store.paths import open_beneath, refuse_links, refuse_links_in
@@ -55,11 +59,13 @@ RETRYABLE = "retryable"
 
 @dataclass(frozen=True)
 class Study:
-    """What a study asks for. `doc` is its module's docstring."""
+    """What a study asks for. `doc` is its module's docstring; `parts` are the user's own, `files` the text of the files that make them."""
 
     name: str
     doc: str
     runs: tuple[RunConfig, ...]
+    parts: tuple[Part, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_study_folder(folder: Path, name: str) -> None:
@@ -88,13 +94,20 @@ def save_study(folder: Path, study: Study) -> None:
     """
     check_study_folder(folder, study.name)
     path = folder / "study.json"
+    present = read_json(path) if path.exists() else None
+    parts = told(study.parts, [run.model for run in study.runs], (present or {}).get("parts", []))
     value = {
         "schema_version": SCHEMA_VERSION,
         "study": study.name,
         "doc": study.doc,
         "runs": [to_json(run) for run in study.runs],
+        **({"parts": parts} if parts else {}),
+        **({"files": hashes(study.files)} if study.files else {}),
     }
-    if not path.exists() or read_json(path) != json.loads(json.dumps(value)):
+    if present != json.loads(json.dumps(value)):
+        for name, text in study.files.items():
+            refuse_links(folder / name)
+            write_text(folder / name, text)
         write_json(path, value)
 
 
@@ -109,7 +122,8 @@ def load_study(folder: Path) -> Study:
         raise UserError(f"no study in {folder}: expected the folder that `dit sweep` wrote (it holds study.json)")
     value = read_record(path, study=str, doc=str, runs=list)
     try:
-        return Study(value["study"], value["doc"], tuple(from_json(run) for run in value["runs"]))
+        parts = read_parts(value.get("parts", []))
+        return Study(value["study"], value["doc"], tuple(from_json(run) for run in value["runs"]), parts)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -142,6 +156,11 @@ def require_growth(folder: Path, study: Study) -> None:
             f"{folder} has {len(lost)} finished run(s) that this study does not ask for, {lost[0]} among them, and would hide "
             "them: sweep the study that has them, choose another --out, or give --allow-shrink"
         )
+
+
+def know_parts(folder: Path) -> None:
+    """Make the parts on record in a study's folder known: how they are called, drawn and counted."""
+    read_parts(read_json(folder / "study.json").get("parts", []) if (folder / "study.json").is_file() else [])
 
 
 @contextlib.contextmanager
