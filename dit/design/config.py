@@ -15,14 +15,14 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from dit.design.arguments import RunArguments as RunArguments
 from dit.design.checks import require_choice, require_kind, require_number, require_positive, require_whole
-from dit.design.topology import parse_mesh
+from dit.design.unet import UNetConfig
 from dit.errors import UserError
 
 Block = Literal["in_context", "cross_attention", "adaln", "adaln_zero"]
 BLOCKS: tuple[Block, ...] = get_args(Block)
 Precision = Literal["float32", "bfloat16"]
-Remat = Literal["auto", "none", "dots", "full"]
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,15 @@ class ModelConfig:
     def mlp_hidden_size(self) -> int:
         """Width of the MLP's hidden layer."""
         return int(self.hidden_size * self.mlp_ratio)
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+        return self.hidden_size // self.num_heads
+
+
+Model = ModelConfig | UNetConfig
+"""What a run trains: either has its inputs and outputs, `tokens`, `head_dim`, and what stands in the columns of its cell."""
 
 
 def model_config(
@@ -270,7 +279,7 @@ class Evaluation:
 class RunConfig:
     """One cell of a study: everything that decides its result, plus how far to train and what to score on the way."""
 
-    model: ModelConfig
+    model: Model
     data: DataConfig
     steps: int
     batch_size: int = 256
@@ -291,6 +300,10 @@ class RunConfig:
             raise UserError(
                 f"the model's (input_size, in_channels, num_classes) {model} differ from those of data set "
                 f"'{self.data.name}', {data}: build the model with model_config(..., data)"
+            )
+        if isinstance(self.model, UNetConfig) and self.model.low_res_size:
+            raise UserError(
+                "an upsampler needs images of low resolution, which no data set here has: train its base model"
             )
         for evaluation in self.evaluations:
             self._check_evaluation(evaluation)
@@ -330,39 +343,6 @@ class RunConfig:
         return f"{re.sub(r'[^A-Za-z0-9_.-]', '_', cell)}-{self.hash}"
 
 
-@dataclass(frozen=True)
-class RunArguments:
-    """How a run is carried out; none of it changes the result.
-
-    Paths on the user's disk, for runs on latents: `data` as `dit encode` wrote it, `vae` to decode samples, `inception` weights (empty:
-    their usual place) and `reference` statistics to score them.
-
-    `mesh` spreads a run over devices ("data=4,fsdp=2"; empty: all of them as data), `remat` recomputes activations to save memory ("auto":
-    as little as fits), `accumulate` splits a batch into that many parts one after another, `steps_per_dispatch` is how many steps the
-    device gets at once (0: several where a step is short). Results agree to float32's rounding.
-    """
-
-    log_every: int = 50
-    checkpoint_every: int = 10_000
-    keep_checkpoints: int = 2
-    sample_batch_size: int = 128
-    mesh: str = ""
-    remat: Remat = "auto"
-    accumulate: int = 1
-    steps_per_dispatch: int = 0
-    wandb: Literal["off", "offline", "online"] = "off"
-    data: str = ""
-    vae: str = ""
-    inception: str = ""
-    reference: str = ""
-
-    def __post_init__(self) -> None:
-        require_choice(self.remat, get_args(Remat), "remat")
-        require_positive(self, "accumulate")
-        require_whole(self, "steps_per_dispatch")
-        parse_mesh(self.mesh)
-
-
 def _without_defaults(fields: dict[str, Any], **defaults: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in defaults or value != defaults[name]}
 
@@ -378,6 +358,13 @@ def to_json(run: RunConfig) -> dict[str, Any]:
     return dataclasses.asdict(run)
 
 
+def model_from_json(value: dict[str, Any]) -> Model:
+    """The model of these fields, of whichever family has them."""
+    if "channels" not in value:
+        return ModelConfig(**value)
+    return UNetConfig(**{name: tuple(entry) if isinstance(entry, list) else entry for name, entry in value.items()})
+
+
 def from_json(value: dict[str, Any]) -> RunConfig:
     """The run that `to_json` wrote.
 
@@ -387,7 +374,7 @@ def from_json(value: dict[str, Any]) -> RunConfig:
     try:
         rest = dict(value)
         parts = {
-            "model": ModelConfig(**rest.pop("model")),
+            "model": model_from_json(rest.pop("model")),
             "data": DataConfig(**rest.pop("data")),
             "diffusion": DiffusionConfig(**rest.pop("diffusion")),
             "optim": OptimConfig(**rest.pop("optim")),
