@@ -10,6 +10,7 @@ from dit.design.config import (
     DiffusionConfig,
     Evaluation,
     Guard,
+    Model,
     ModelConfig,
     OptimConfig,
     RunArguments,
@@ -17,6 +18,8 @@ from dit.design.config import (
     Size,
     model_config,
 )
+from dit.design.unet import UNetConfig
+from dit.design.unet_models import unet_config
 
 __all__ = [
     "BLOCKS",
@@ -28,10 +31,13 @@ __all__ = [
     "DiffusionConfig",
     "Evaluation",
     "Guard",
+    "Model",
     "ModelConfig",
     "OptimConfig",
     "RunArguments",
     "RunConfig",
     "Size",
+    "UNetConfig",
     "model_config",
+    "unet_config",
 ]

@@ -12,10 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from dit.design import flops
+from dit.design import flops, unet_flops
 from dit.design.config import Block, RunConfig
 from dit.design.memory_rules import KEPT_ON_CPU, USABLE, Policy, state_bytes
 from dit.design.topology import MeshShape
+from dit.design.unet import UNetConfig
 
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 
@@ -85,6 +86,8 @@ def estimate(run: RunConfig, shape: MeshShape, remat: str, limit: int, on_cpu: b
         limit: bytes that a program may use of a device.
         on_cpu: whether "auto" keeps no more than a CPU should.
     """
+    if isinstance(run.model, UNetConfig) and shape.tensor > 1:
+        return Need(remat, None, "analytic", False, why_not=f"a U-Net is not split over tensor={shape.tensor}")
     if run.batch_size % shape.batch_shards:
         why = f"batch {run.batch_size} does not divide over {shape.batch_shards} devices"
         return Need(remat, None, "analytic", False, why_not=why)
@@ -109,6 +112,10 @@ def step_bytes(run: RunConfig, shape: MeshShape, remat: str) -> int:
 def activation_bytes(run: RunConfig, remat: str, tensor: int = 1) -> int:
     """Bytes that one image's forward pass keeps, with those of the one block that is being recomputed; `tensor` splits MLP and heads."""
     model = run.model
+    if isinstance(model, UNetConfig):
+        size = 4 if run.precision == "float32" else 3
+        again = 0 if remat == "none" else unet_flops.recomputed(model)
+        return size * (unet_flops.kept(model, remat) + again)  # type: ignore[arg-type]  # a policy's name
     tokens = model.tokens + (flops.CONDITION_TOKENS if model.block == "in_context" else 0)
     block = _bytes(run, KEPT[remat][model.block], tokens, tensor)  # type: ignore[index]  # a policy's name
     recomputed = 0 if remat == "none" else _bytes(run, KEPT["none"][model.block], tokens, tensor)

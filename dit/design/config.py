@@ -137,6 +137,11 @@ class ModelConfig:
         return int(self.hidden_size * self.mlp_ratio)
 
     @property
+    def growth(self) -> int:
+        """What the weights of the blocks grow with."""
+        return self.depth * self.hidden_size**2
+
+    @property
     def head_dim(self) -> int:
         """Channels of a head."""
         return self.hidden_size // self.num_heads

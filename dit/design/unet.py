@@ -1,7 +1,7 @@
 """The U-Nets that diffusion transformers were measured against.
 
-One record describes both kinds, ADM's (Dhariwal & Nichol 2021) and latent diffusion's (Rombach et al. 2022). `channels` are those of each level; from a level to the next the resolution halves. Nothing here
-imports JAX.
+One record describes both kinds, ADM's (Dhariwal & Nichol 2021) and latent diffusion's (Rombach et al. 2022). `channels` are those of each
+level; from a level to the next the resolution halves. Nothing here imports JAX.
 """
 
 from __future__ import annotations
@@ -113,6 +113,11 @@ class UNetConfig:
     def heads(self, channels: int) -> int:
         """Heads of an attention over so many channels."""
         return self.num_heads or channels // self.head_channels
+
+    @property
+    def growth(self) -> int:
+        """What the weights of the blocks grow with."""
+        return self.res_blocks * sum(channels**2 for channels in self.channels)
 
     @property
     def head_dim(self) -> int:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Literal
 
 from dit.design.count import Count
 from dit.design.unet import UNetConfig
+
+Policy = Literal["none", "dots", "full"]
 
 
 @dataclass
@@ -22,6 +25,7 @@ class _Tally:
     macs: Counter[str] = field(default_factory=Counter)
     params: Counter[str] = field(default_factory=Counter)
     normalised: int = 0
+    kept: list[dict[Policy, int]] = field(default_factory=list)
 
     def product(self, part: str, times: int, d_in: int, d_out: int, bias: bool = True) -> None:
         """A matrix of weights applied `times` times."""
@@ -48,11 +52,16 @@ class _Tally:
         self.conv("res_convolutions", s, c_out, c_out)
         if c_in != c_out:
             self.product("skip_projections", s * s, c_in, c_out)
+        before, after = s_in * s_in * c_in, s * s * c_out
+        self.kept.append({"none": 7 * before + 8 * after, "dots": before + 2 * after, "full": before * 3 // 2})
 
     def attention(self, s: int, c: int) -> None:
         """Over s*s tokens of c channels."""
         t = s * s
         self.norm(s, c)
+        products = 2 * self.model.heads(c) * t * t
+        width = {"none": 12, "dots": 4, "full": 0} if self.model.kind == "adm" else {"none": 50, "dots": 17, "full": 0}
+        self.kept.append({policy: t * c * times + products * (policy == "none") for policy, times in width.items()})
         if self.model.kind == "adm":
             self.product("attention_projections", t, c, 3 * c)
             self.product("attention_projections", t, c, c)
@@ -79,6 +88,7 @@ class _Tally:
             self.res_block(s, c, c, s_in)
         else:
             self.conv("resampling", s, c, c)
+            self.kept.append({"none": 2 * s_in * s_in * c, "dots": s * s * c, "full": s_in * s_in * c})
 
 
 def _tally(model: UNetConfig) -> _Tally:
@@ -134,6 +144,16 @@ def components(model: UNetConfig) -> dict[str, Count]:
 def normalised(model: UNetConfig) -> int:
     """Elements that enter a normalisation: what rule H1 adds to the multiply-adds."""
     return _tally(model).normalised
+
+
+def kept(model: UNetConfig, policy: Policy = "none") -> int:
+    """Numbers that one image's forward pass keeps for its backward pass: an estimate, near what JAX's own linearisation keeps."""
+    return sum(part[policy] for part in _tally(model).kept)
+
+
+def recomputed(model: UNetConfig) -> int:
+    """Numbers that the part under recomputation holds at once: those of the largest."""
+    return max(part["none"] for part in _tally(model).kept)
 
 
 def published_params(model: UNetConfig) -> int:

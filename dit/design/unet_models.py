@@ -110,6 +110,10 @@ def unet_config(size: str, data: DataConfig, ladder: str = "unet", **changes: An
     return UNetConfig(**(fields | row | changes))
 
 
+FAMILIES = {"adm": "ADM", "adm-upsampler": "ADM-upsampler", "adm-u": "ADM-U", "ldm-4": "LDM-4", "ldm-8": "LDM-8"}
+"""How the published ones are asked for."""
+
+
 def published(family: str, image_size: int | None = None) -> list[UNetConfig]:
     """The published models of a family ("adm", "adm-upsampler", "adm-u", "ldm-4", "ldm-8"); two of "adm-u", which is a cascade.
 
@@ -119,9 +123,8 @@ def published(family: str, image_size: int | None = None) -> list[UNetConfig]:
     Raises:
         UserError: for a family or a size that was not published.
     """
-    families = {"adm": "ADM", "adm-upsampler": "ADM-upsampler", "adm-u": "ADM-U", "ldm-4": "LDM-4", "ldm-8": "LDM-8"}
-    require_choice(family, list(families), "family of U-Nets")
-    stem = families[family]
+    require_choice(family, [*FAMILIES, *LADDERS], "family of U-Nets")
+    stem = FAMILIES[family]
     names = {IMAGE_SIZES[name]: name for name in TABLE_6 if name in (stem, f"{stem}-{IMAGE_SIZES[name]}")}
     image_size = 256 if image_size is None else image_size
     if image_size not in names:

@@ -16,12 +16,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dit.design import unet_flops
 from dit.design.config import RunArguments, RunConfig
 from dit.design.memory_rules import KEPT_ON_CPU, USABLE, Policy, state_bytes
+from dit.design.unet import UNetConfig
 from dit.errors import UserError
 from dit.model.compute import Compute, cast_params
 from dit.model.mesh import mesh_shape
-from dit.model.transformer import DiT
+from dit.model.transformer import network
 
 
 def choose_remat(
@@ -68,6 +70,8 @@ def activation_bytes(run: RunConfig, compute: Compute) -> int:
     kept = _residuals(run, compute, 2) - _residuals(run, compute, 1)
     if compute.remat == "none":
         return kept
+    if isinstance(run.model, UNetConfig):
+        return kept + 4 * unet_flops.recomputed(run.model)
     plain = dataclasses.replace(compute, remat="none")
     return kept + (_residuals(run, plain, 2) - _residuals(run, plain, 1)) // run.model.depth
 
@@ -75,7 +79,7 @@ def activation_bytes(run: RunConfig, compute: Compute) -> int:
 def _residuals(run: RunConfig, compute: Compute, images: int) -> int:
     """Bytes of everything that the transposed model closes over."""
     compute = dataclasses.replace(compute, mesh=None, attention="xla")
-    graph, params = nnx.split(nnx.eval_shape(lambda: DiT(run.model, rngs=nnx.Rngs(0), compute=compute)))
+    graph, params = nnx.split(nnx.eval_shape(lambda: network(run.model, rngs=nnx.Rngs(0), compute=compute)))
     size = run.model.input_size
     x = jax.ShapeDtypeStruct((images, size, size, run.model.in_channels), jnp.float32)
     t, y = (jax.ShapeDtypeStruct((images,), dtype) for dtype in (jnp.float32, jnp.int32))
@@ -90,6 +94,8 @@ def _residuals(run: RunConfig, compute: Compute, images: int) -> int:
 def _at_most(run: RunConfig) -> int:
     """A bound on what an image keeps without recomputation, at once: small models need no tracing."""
     model = run.model
+    if isinstance(model, UNetConfig):
+        return 4 * unet_flops.kept(model)
     tokens = model.tokens + 2
     block = 4 * tokens * (40 * model.hidden_size + 12 * model.mlp_hidden_size + 12 * model.num_heads * tokens)
     return (model.depth + 2) * block

@@ -18,7 +18,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int32, PyTree
 
+from dit.design.config import Model
 from dit.design.topology import AXES, MeshShape, parse_mesh
+from dit.design.unet import UNetConfig
 from dit.errors import UserError
 from dit.model.compute import BATCH_AXES
 
@@ -26,6 +28,7 @@ Axis = str | tuple[str, ...] | None
 COLUMNS = ("q", "k", "v", "fc1")  # the output dimension is split over `tensor`
 ROWS = ("proj", "fc2")  # the input dimension is
 WHOLE = ("norm", "norm1", "norm2", "norm_cross", "q_norm", "k_norm")
+UNET = ("conv", "conv1", "conv2", "embedding", "skip", "inward", "outward", "entry", "exit")
 RULES: dict[tuple[str, str], tuple[Axis, ...]] = {
     **{(module, "kernel"): ("fsdp", "tensor") for module in COLUMNS},
     **{(module, "bias"): ("tensor",) for module in COLUMNS},
@@ -43,6 +46,9 @@ RULES: dict[tuple[str, str], tuple[Axis, ...]] = {
     ("table", "embedding"): (None, None),  # looked up by the labels of every device
     ("linear", "kernel"): ("fsdp", None),
     ("linear", "bias"): (None,),
+    # A U-Net's: along the output channels; convolutions have their window in front.
+    **{(module, "kernel"): (None, "fsdp") for module in UNET},
+    **{(module, "bias"): (None,) for module in UNET},
 }
 """Axis of each dimension of a parameter, by its module's name and its own."""
 
@@ -65,6 +71,16 @@ def make_mesh(text: str = "", devices: list[Any] | None = None) -> Mesh | None:
     # By process and number, so that a process's rows of a batch are neighbours; within a host the order makes little difference.
     chosen = sorted(devices, key=lambda device: (device.process_index, device.id))[: shape.devices]
     return jax.make_mesh(shape.sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=chosen)
+
+
+def require_split(model: Model, shape: MeshShape) -> None:
+    """Refuse to split over `tensor` what has no rule for it.
+
+    Raises:
+        UserError: for a U-Net.
+    """
+    if isinstance(model, UNetConfig) and shape.tensor > 1:
+        raise UserError(f"a U-Net is not split over tensor={shape.tensor}: spread it over data and fsdp")
 
 
 def mesh_shape(mesh: Mesh | None) -> MeshShape:

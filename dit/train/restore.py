@@ -27,21 +27,24 @@ from jaxtyping import Array, PyTree
 from dit.design.config import (
     DataConfig,
     DiffusionConfig,
-    ModelConfig,
+    Model,
     RunConfig,
     digest,
     from_json,
+    model_from_json,
 )
+from dit.design.unet import UNetConfig
 from dit.errors import UserError
 from dit.model.compute import compute_on
-from dit.model.transformer import DiT, applied
+from dit.model.transformer import applied, network
 from dit.store.manifest import Corrupt
 from dit.store.study import SCHEMA_VERSION, read_json, write_json
 from dit.train.checkpoint import Checkpoints, CheckpointWriter, flatten
 from dit.train.step import build
-from dit.weights import diffusers_names, official
+from dit.weights import diffusers_names, official, unet_names
 from dit.weights.official_config import Declared, check_positions, infer_data, infer_model
 from dit.weights.torch_pickle import read_tensors
+from dit.weights.unet_config import infer_unet, is_unet
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 _DIFFUSERS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -51,7 +54,7 @@ _DIFFUSERS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_mo
 class Loaded:
     """A model with its weights. `step` is None where the source does not say; `identity` hashes what decides the weights."""
 
-    model: ModelConfig
+    model: Model
     data: DataConfig
     diffusion: DiffusionConfig
     params: PyTree
@@ -110,15 +113,19 @@ def read_official(path: Path, declared: Declared = Declared()) -> Loaded:  # noq
                 declared.num_classes or config.get("num_embeds_ada_norm"),
             )
         tensors = diffusers_names.to_official(tensors)
-    model = infer_model(tensors, declared, str(path))
-    check_positions(tensors, model, str(path))
+    if is_unet(tensors):
+        tensors = unet_names.of_release(tensors)
+        model: Model = infer_unet(tensors, declared, str(path))
+    else:
+        model = infer_model(tensors, declared, str(path))
+        check_positions(tensors, model, str(path))
     tensors = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
     not_finite = next((name for name, tensor in tensors.items() if not np.isfinite(tensor).all()), None)
     if not_finite is not None:
         raise UserError(
             f"{weights}: tensor '{not_finite}' has values that are not finite: copy or download the file again"
         )
-    tree = official.to_ours(tensors, model)
+    tree = unet_names.to_ours(tensors, model) if isinstance(model, UNetConfig) else official.to_ours(tensors, model)
     with weights.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return Loaded(model, infer_data(model), DiffusionConfig(), _to_params(tree, model), None, path.name, sha256)
@@ -156,7 +163,8 @@ def export(loaded: Loaded, out: Path) -> None:
     if out.suffix != ".safetensors":
         raise UserError(f"--out {out}: expected a name ending in .safetensors")
     refuse_existing(out)
-    flat = official.to_official(_to_tree(loaded.params), loaded.model)
+    tree, model = _to_tree(loaded.params), loaded.model
+    flat = unet_names.to_official(tree, model) if isinstance(model, UNetConfig) else official.to_official(tree, model)
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
@@ -201,7 +209,7 @@ def _find(path: Path) -> tuple[Path, dict[str, Any] | None]:
 
 def _imported(path: Path, value: dict[str, Any]) -> Loaded:
     try:
-        model, data = ModelConfig(**value["model"]), DataConfig(**value["data"])
+        model, data = model_from_json(value["model"]), DataConfig(**value["data"])
         diffusion, source, sha256 = DiffusionConfig(**value["diffusion"]), value["source"], value["source_sha256"]
         identity = value["hash"]
     except (KeyError, TypeError) as error:
@@ -249,12 +257,12 @@ def _refuse_step(path: Path, step: int | None) -> None:
         raise UserError(f"--step {step}: {path} holds one set of weights only; leave --step out")
 
 
-def _network(model: ModelConfig) -> tuple[Any, PyTree]:
+def _network(model: Model) -> tuple[Any, PyTree]:
     """The module's graph, and its parameters' shapes."""
-    return nnx.split(nnx.eval_shape(lambda: DiT(model, rngs=nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: network(model, rngs=nnx.Rngs(0))))
 
 
-def _to_params(tree: official.Tree, model: ModelConfig) -> PyTree:
+def _to_params(tree: official.Tree, model: Model) -> PyTree:
     """The nested arrays of `official.to_ours` as the model's parameters."""
     _, shapes = _network(model)
     arrays = {f"{name}/value": array for name, array in flatten(tree).items()}
