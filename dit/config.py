@@ -1,12 +1,9 @@
 """What a study's file imports to declare its runs: the public names of `dit.design`, in one place that keeps its name."""
 
+from dit.design.blocks import BLOCKS, Block, Count, attention_and_mlp
 from dit.design.config import (
-    BLOCKS,
-    DATASETS,
     LADDERS,
     SIZES,
-    Block,
-    DataConfig,
     DiffusionConfig,
     Evaluation,
     Guard,
@@ -18,6 +15,7 @@ from dit.design.config import (
     Size,
     model_config,
 )
+from dit.design.data import DATASETS, Data, DataConfig
 from dit.design.unet import UNetConfig
 from dit.design.unet_models import unet_config
 
@@ -27,6 +25,8 @@ __all__ = [
     "LADDERS",
     "SIZES",
     "Block",
+    "Count",
+    "Data",
     "DataConfig",
     "DiffusionConfig",
     "Evaluation",
@@ -38,6 +38,7 @@ __all__ = [
     "RunConfig",
     "Size",
     "UNetConfig",
+    "attention_and_mlp",
     "model_config",
     "unet_config",
 ]

@@ -4,9 +4,9 @@ Question: on the same latents, diffusion and budget, is DiT at a patch of 2 ahea
 of the four sizes, and does the distance between them grow or shrink with compute?
 Command: `dit sweep unet_vs_dit_imagenet --data latents-256 --vae sd-vae-ft-mse --reference VIRTUAL_imagenet256_labeled.npz`;
 `dit plan unet_vs_dit_imagenet` tells the bill first.
-Cost: 8 cells of 400K steps at batch 256, one seed and the paper's learning rate; 1.4e11 Gflops of training, one multiply-add a flop, and 22,000
-(12,000 to 40,000) A100-hours or 33,000 (13,000 to 120,000) USD by `dit plan --hardware a100x8`. A learning rate
-tuned over three values costs three times, three seeds as well nine times as much.
+Cost: 8 cells of 400K steps at batch 256, one seed and the paper's learning rate; 1.4e11 Gflops of training, one multiply-add a flop, and
+22,000 (12,000 to 40,000) A100-hours or 33,000 (13,000 to 120,000) USD by `dit plan --hardware a100x8`. A learning rate tuned over three
+values costs three times, three seeds as well nine times as much.
 Expectation: DiT's row is the paper's Table 4 (68.40, 43.47, 23.33 and 19.47 at a patch of 2); the U-Nets' is unpublished. LDM-8, of half
 XL/2's Gflops, was published at FID 7.76 with guidance, DiT-XL/2 at 2.27 after 7M steps.
 """

@@ -12,8 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from dit.design import flops, unet_flops
-from dit.design.config import Block, RunConfig
+from dit.design import unet_flops
+from dit.design.blocks import block_of
+from dit.design.config import RunConfig
 from dit.design.memory_rules import KEPT_ON_CPU, USABLE, Policy, state_bytes
 from dit.design.topology import MeshShape
 from dit.design.unet import UNetConfig
@@ -33,7 +34,7 @@ class Kept:
     vectors: int = 0
 
 
-KEPT: dict[Policy, dict[Block, Kept]] = {
+KEPT: dict[Policy, dict[str, Kept]] = {
     # 12 to 18 of width D: the inputs of products and norms, queries, keys, values, the residuals at each gate and sum.
     "none": {
         "adaln_zero": Kept(10, 4, 6, 1, vectors=10),
@@ -116,7 +117,7 @@ def activation_bytes(run: RunConfig, remat: str, tensor: int = 1) -> int:
         size = 4 if run.precision == "float32" else 3
         again = 0 if remat == "none" else unet_flops.recomputed(model)
         return size * (unet_flops.kept(model, remat) + again)  # type: ignore[arg-type]  # a policy's name
-    tokens = model.tokens + (flops.CONDITION_TOKENS if model.block == "in_context" else 0)
+    tokens = block_of(model).tokens(model)
     block = _bytes(run, KEPT[remat][model.block], tokens, tensor)  # type: ignore[index]  # a policy's name
     recomputed = 0 if remat == "none" else _bytes(run, KEPT["none"][model.block], tokens, tensor)
     return model.depth * block + recomputed + _bytes(run, OUTSIDE, model.tokens, tensor)
@@ -124,6 +125,7 @@ def activation_bytes(run: RunConfig, remat: str, tensor: int = 1) -> int:
 
 def _bytes(run: RunConfig, kept: Kept, tokens: int, tensor: int) -> int:
     model, half = run.model, 2 if run.precision == "bfloat16" else 4
+    assert not isinstance(model, UNetConfig)
     width = tokens * model.hidden_size * (kept.width * half + kept.width_float32 * 4)
     mlp = kept.mlp * tokens * model.mlp_hidden_size * half // tensor
     attention = kept.attention * model.num_heads * tokens**2 * (half + 4) // tensor

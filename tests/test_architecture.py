@@ -149,8 +149,8 @@ def test_sweeps_know_no_science_and_only_workers_need_jax(module):
 
 
 def test_the_formula_does_not_know_the_network():
-    for module in ("dit.design.flops", "dit.design.unet_flops"):
-        assert reaches(imports(module), "dit") == reaches(imports(module), "dit.design")
+    for module in ("dit.design.flops", "dit.design.unet_flops", "dit.design.blocks"):
+        assert reaches(imports(module), "dit") == reaches(imports(module), "dit.design", "dit.errors")
     for module in ("dit.model.transformer", "dit.model.unet", "dit.model.unet_blocks"):
         assert not reaches(imports(module), "dit.design.flops", "dit.design.unet_flops")
 

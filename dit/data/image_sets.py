@@ -171,13 +171,14 @@ def open_images(source: str, channels: int) -> ImageSet:
             raise UserError(f"{path} is neither an .npz file nor a folder: expected samples as one of these")
         return NpzImages(path)
     from dit.data.batches import load_images
-    from dit.design.config import DATASETS
+    from dit.design.data import sets_of_pixels
 
-    if source in DATASETS and not source.startswith("imagenet"):
+    if source in sets_of_pixels():
         images = load_images(source)[0]
         return ArrayImages(source, np.repeat(images, channels, axis=3) if images.shape[3] == 1 else images)
     raise UserError(
-        f"no file, folder or data set '{source}': expected an .npz of images (arr_0), a folder of images, digits or mnist"
+        f"no file, folder or data set '{source}': expected an .npz of images (arr_0), a folder of images, "
+        f"{' or '.join(sets_of_pixels())}"
     )
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dit.design.count import Count
+from dit.design.blocks import Count
 from dit.design.unet import UNetConfig
 
 Policy = Literal["none", "dots", "full"]
@@ -60,6 +60,7 @@ class _Tally:
         t = s * s
         self.norm(s, c)
         products = 2 * self.model.heads(c) * t * t
+        width: dict[Policy, int]
         width = {"none": 12, "dots": 4, "full": 0} if self.model.kind == "adm" else {"none": 50, "dots": 17, "full": 0}
         self.kept.append({policy: t * c * times + products * (policy == "none") for policy, times in width.items()})
         if self.model.kind == "adm":

@@ -10,13 +10,13 @@ and ignores the argument. Where the paper leaves a choice open, it is made here:
 
 from __future__ import annotations
 
-from typing import assert_never
-
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from dit.design.blocks import block_of
 from dit.design.config import ModelConfig
+from dit.design.parts import load
 from dit.model.compute import Compute
 from dit.model.layers import (
     ONE_DEVICE,
@@ -128,26 +128,12 @@ class PlainFinalLayer(nnx.Module):
 
 def make_block(config: ModelConfig, rngs: nnx.Rngs, compute: Compute = ONE_DEVICE) -> nnx.Module:
     """One block of the configured kind, to be computed as `compute` says."""
-    match config.block:
-        case "adaln_zero":
-            return AdaLNZeroBlock(config, rngs, compute)
-        case "adaln":
-            return AdaLNBlock(config, rngs, compute)
-        case "cross_attention":
-            return CrossAttentionBlock(config, rngs, compute)
-        case "in_context":
-            return InContextBlock(config, rngs, compute)
-        case _:
-            assert_never(config.block)
+    return load(block_of(config).make)(config, rngs, compute)
 
 
 def make_final_layer(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
-    """The decoder that goes with the configured block: adaptive with adaLN, plain otherwise."""
-    d, out = config.hidden_size, config.patch_size**2 * config.out_channels
-    match config.block:
-        case "adaln_zero" | "adaln":
-            return AdaptiveFinalLayer(d, out, rngs, zero=config.block == "adaln_zero")
-        case "cross_attention" | "in_context":
-            return PlainFinalLayer(d, out, rngs)
-        case _:
-            assert_never(config.block)
+    """The decoder that goes with the configured block: adaptive or plain."""
+    d, out, final = config.hidden_size, config.patch_size**2 * config.out_channels, block_of(config).final
+    if final == "plain":
+        return PlainFinalLayer(d, out, rngs)
+    return AdaptiveFinalLayer(d, out, rngs, zero=final == "zero")

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree
 
+from dit.design.blocks import block_of
 from dit.design.config import Model, ModelConfig
 from dit.design.unet import UNetConfig
 from dit.model.blocks import make_block, make_final_layer
@@ -78,18 +79,11 @@ class DiT(nnx.Module):
         positions = position_embedding(config.hidden_size, config.input_size // config.patch_size)
         patches = patchify(x.astype(dtype), config.patch_size)
         tokens = dense(self.patch_embedding, patches) + jnp.asarray(positions, dtype)[None]
-        t_embedding, y_embedding = self.timestep_embedding(t), self.label_embedding(y)
-        match config.block:
-            case "adaln_zero" | "adaln":
-                condition = t_embedding + y_embedding
-            case "cross_attention":
-                condition = jnp.stack([t_embedding, y_embedding], axis=1)
-            case "in_context":
-                # The two condition tokens carry no position embedding and are dropped after the last block.
-                condition = jnp.stack([t_embedding, y_embedding], axis=1)
-                tokens = jnp.concatenate([tokens, condition], axis=1)
-            case _:
-                assert_never(config.block)
+        embedded = self.timestep_embedding(t), self.label_embedding(y)
+        where = block_of(config).condition
+        condition = embedded[0] + embedded[1] if where == "sum" else jnp.stack(embedded, axis=1)
+        if where == "tokens":  # they carry no position embedding and are dropped after the last block
+            tokens = jnp.concatenate([tokens, condition], axis=1)
         tokens = self._run_blocks(tokens, condition)[:, : config.tokens]
         return unpatchify(self.final_layer(tokens, condition).astype(jnp.float32), config.patch_size)
 

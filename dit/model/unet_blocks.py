@@ -60,7 +60,8 @@ class ResBlock(nnx.Module):
     """
 
     def __init__(self, config: UNetConfig, c_in: int, c_out: int, rngs: nnx.Rngs, resample: Resample | None = None):
-        self.scales, self.resample = config.kind == "adm", resample
+        self.scales = config.kind == "adm"
+        self.resample: Resample | None = resample
         self.norm1 = group_norm(config, c_in, rngs)
         self.conv1 = conv(c_in, c_out, rngs)
         self.embedding = linear(4 * config.width, (2 if self.scales else 1) * c_out, rngs)

@@ -317,5 +317,5 @@ class _Execution:
             from dit.runs.inputs import open_training_data
 
             return open_training_data(self.run, self.arguments, self.program.rows)
-        images = load_images(self.run.data.name)
+        images = load_images(self.run.data.name, self.run.data.source)
         return ImageDataset(*images, self.run.batch_size, self.run.seed, self.program.rows)

@@ -101,10 +101,10 @@ def _completed(
         raise UserError(
             f"{source} has {rows} rows of classes, so --num-classes {classes} cannot be: expected {rows - 1} or {rows}"
         )
-    told = {"num_classes": classes, "class_dropout_prob": 0.1 if rows > classes else 0.0}
+    told: dict[str, Any] = {"num_classes": classes, "class_dropout_prob": 0.1 if rows > classes else 0.0}
     if known and declared.input_size in (None, known.input_size):
-        heads = {} if declared.num_heads is None else {"num_heads": declared.num_heads}
-        return dataclasses.replace(known, **told, **heads)
+        as_told: dict[str, Any] = {} if declared.num_heads is None else {"num_heads": declared.num_heads}
+        return dataclasses.replace(known, **told, **as_told)
     size = declared.input_size
     if size is None:
         raise UserError(
@@ -114,9 +114,9 @@ def _completed(
         raise UserError(
             f"{source} is a U-Net of no published shape: give its attention's --num-heads, or the channels of a head with --head-channels"
         )
-    heads = {"num_heads": declared.num_heads or 0, "head_channels": declared.head_channels or 0}
+    heads: dict[str, Any] = {"num_heads": declared.num_heads or 0, "head_channels": declared.head_channels or 0}
     attention = tuple(size >> level for level, has in enumerate(attended) if has)
-    low = {"low_res_size": size // 4} if upsamples else {}
+    low: dict[str, Any] = {"low_res_size": size // 4} if upsamples else {}
     groups = math.gcd(32, *found["channels"])
     return UNetConfig(
         **found, **told, **heads, **low, groups=groups, attention=attention, input_size=size, legacy_heads=size != 64

@@ -50,7 +50,7 @@ def test_identity_holds_every_field_but_how_far_to_train_and_what_to_score():
     )
     everything, identity = leaves(dataclasses.asdict(every)), leaves(every.identity)
     left_out = everything.keys() - identity.keys()
-    assert left_out == {("steps",), ("evaluations",)}
+    assert left_out == {("steps",), ("evaluations",), ("model", "block_source"), ("data", "source")}
     assert identity.items() <= everything.items()
 
 

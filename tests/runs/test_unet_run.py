@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import os
 import subprocess
 import sys
@@ -68,7 +67,7 @@ def test_a_u_net_trains_resumes_bit_for_bit_samples_and_scores(tmp_path):
     for one, other in zip(jax.tree.leaves(whole.params), jax.tree.leaves(resumed.params), strict=True):
         np.testing.assert_array_equal(one, other)
     assert [row["step"] for row in read_metrics(place.path)] == [10, 20]
-    (scored,) = [json.loads(path.read_text()) for path in (place.path / "evals").iterdir()]
+    (scored,) = [value["row"] for value in place.evaluations()]
     assert np.isfinite(scored["fd_digits"])
     assert (scored["block"], scored["size"], scored["patch_size"]) == ("unet", "S", 0)
     assert scored["sampling_gflops"] == flops.sampling_gflops(RUN.model, 2, 1.5)
