@@ -51,7 +51,8 @@ def test_the_model_is_read_off_the_tensors(model):
     assert infer_unet(random_state(model), DECLARED[model.kind], "file") == model
 
 
-@pytest.mark.parametrize("name", ["ADM-64", "LDM-8"])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["ADM-64", "ADM-upsampler-256", "LDM-4", "LDM-8"])
 def test_published_models_need_nothing_declared(name):
     model = PUBLISHED[name]
     shapes = {official: there for official, there, _ in unet_names.official_names(model).values()}
