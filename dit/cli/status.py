@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dit.hosts.terminal import steer
 from dit.store.study import DONE
 
 
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
             print(json.dumps(shown) if args.watch else json.dumps(shown, indent=1), flush=True)
         else:
             if args.watch and sys.stdout.isatty():
-                print("\x1b[2J\x1b[H", end="")
+                steer(sys.stdout, "\x1b[2J\x1b[H")
             print(f"{_table(shown)}\n{_totals(rows)}", flush=True)
         if not args.watch or all(row["status"] in ENDED for row in rows):
             return

@@ -262,7 +262,8 @@ def open_latents(path: str | Path, *, verify: bool = True, cache: str | Path | N
     try:
         if isinstance(remote, LocalFileSystem):
             open_regular(Path(root) / MANIFEST).close()
-        manifest = parse_manifest(remote.cat_file(f"{root}/{MANIFEST}").decode(), f"{path}/{MANIFEST}")
+        text: Any = remote.cat_file(f"{root}/{MANIFEST}")
+        manifest = parse_manifest(text.decode(), f"{path}/{MANIFEST}")
     except OSError as error:
         raise UserError(
             f"no latents at {path}: {MANIFEST} cannot be read ({error}); make them with `dit encode`, to its end"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from dit.design.parts import nearest
@@ -21,6 +21,8 @@ from dit.errors import UserError
 
 MAX_LENGTH = 10_000
 """Characters of an expression."""
+MAX_WORDS = 500
+"""Names and signs in it; of the values in its lists only the length is bounded."""
 MAX_DEPTH = 20
 """Brackets within one another."""
 MAX_BITS = 1_000
@@ -39,6 +41,7 @@ _DO = {sign: getattr(operator, name) for sign, name in zip(_SIGNS, _NAMES)}
 _LITERALS = {"True": True, "False": False, "None": None}
 _WORDS = {"and": "and", "&": "and", "or": "or", "|": "or", "not": "not", "~": "not", "in": "in"}
 _ALLOWED = "comparisons, in [...], and, or, not and arithmetic are allowed"
+_HINTS = {"is": "use == or !=", **{word.upper(): f"did you mean {word!r}?" for word in ("and", "or", "not", "in")}}
 _UNKNOWN = object()
 """A missing whole number, and what is said of it: neither true nor false."""
 
@@ -56,15 +59,16 @@ class _Term(NamedTuple):
 
 
 class _Reader:
-    """Recursive descent over the tokens; `columns` maps each name to its values, missing ones None, all equally long."""
+    """Recursive descent over the tokens; `values` gives a column's, missing ones None or NaN."""
 
-    def __init__(self, expression: str, columns: Mapping[str, Sequence[Any]]):
-        self._expression, self._columns = expression, columns
-        self._used, self._parsed = False, False
+    def __init__(self, expression: str, columns: Sequence[str], values: Callable[[str], Sequence[Any]]):
+        self._expression, self._columns, self._values = expression, columns, values
+        self._used: dict[str, Sequence[Any]] = {}
+        self._parsed = False
         if len(expression) > MAX_LENGTH:
             raise self.trouble(f"expected at most {MAX_LENGTH:,} characters", MAX_LENGTH)
         self._tokens: list[tuple[str, str, int]] = []
-        self._depth = self._next = at = 0
+        self._depth = self._next = words = at = 0
         while expression[at:].strip():
             found = _TOKENS.match(expression, at)
             if found is None:
@@ -72,6 +76,9 @@ class _Reader:
             kind = found.lastgroup or ""
             self._tokens.append((kind, _WORDS.get(found[kind], found[kind]), found.start(kind)))
             at = found.end()
+            words += kind not in ("number", "text") and found[kind] != ","
+            if words > MAX_WORDS:
+                raise self.trouble(f"expected at most {MAX_WORDS} names and signs", at)
         self._tokens.append(("end", "", len(expression)))
 
     def trouble(self, reason: str, at: int) -> UserError:
@@ -79,7 +86,7 @@ class _Reader:
         shown = self._expression if len(self._expression) <= 200 else self._expression[:200] + "..."
         return UserError(
             f"--where {shown!r} {'cannot be applied' if self._parsed else 'does not parse'} at character {at + 1}: {reason}; "
-            f"expected something like \"size == 'S'\" over the columns {', '.join(self._columns)}"
+            f"expected the columns {', '.join(self._columns)}"
         )
 
     def _strange(self, at: int) -> UserError:
@@ -125,11 +132,7 @@ class _Reader:
             return self.trouble(f"a call is not part of this language: {_ALLOWED}", at)
         if text == "[":
             return self.trouble(f"a list stands only after in, == and !=: {_ALLOWED}", at)
-        if text == "is":
-            wanted = "use == or !="
-        elif text.lower() in ("and", "or", "not", "in"):
-            wanted = f"did you mean {text.lower()!r}?" if text != text.lower() else wanted
-        return self.trouble(f"{text[:60]!r} does not belong here ({wanted})", at)
+        return self.trouble(f"{text[:60]!r} does not belong here ({_HINTS.get(text, wanted)})", at)
 
     def _truth(self, term: _Term) -> _Term:
         if term.kind not in ("bool", "column"):
@@ -326,27 +329,27 @@ class _Reader:
         if name not in self._columns:
             if self._tokens[self._next][1] == "(":
                 raise self._unexpected("")
-            raise self.trouble(f"unknown column {name[:60]!r}{nearest(name, self._columns)}", at)
-        self._used = True
-        values = self._columns[name]
-        gaps = any(map(_gone, values))
-        missing = _UNKNOWN if gaps and all(type(one) is int or _gone(one) for one in values) else None
-        return _Term(lambda row: missing if _gone(values[row]) else values[row], at, "column")
+            raise self.trouble(f"name {name[:60]!r} is not defined{nearest(name, self._columns)}", at)
+        if name not in self._used:
+            values = self._values(name)
+            gaps = any(map(_gone, values))
+            missing = _UNKNOWN if gaps and all(type(one) is int or _gone(one) for one in values) else None
+            self._used[name] = [missing if _gone(one) else one for one in values] if gaps else values
+        return _Term(self._used[name].__getitem__, at, "column")
 
 
 def _gone(value: Any) -> bool:
     return value is None or value is _UNKNOWN or (isinstance(value, float) and value != value)
 
 
-def mask(expression: str, columns: Mapping[str, Sequence[Any]]) -> list[bool]:
-    """Whether the expression holds, for each row of the columns (equally long; a missing value is None or NaN).
+def mask(expression: str, columns: Sequence[str], values: Callable[[str], Sequence[Any]], rows: int) -> list[bool]:
+    """Whether the expression holds, for each of so many rows; `values` gives those of a column (a missing one is None or NaN).
 
     Raises:
         UserError: naming the place, if it is none of this language, names an unknown column or compares text with numbers.
     """
-    reader = _Reader(expression, columns)
-    term = reader.whole()
-    return [term.value(row) is True for row in range(len(next(iter(columns.values()))))]
+    term = _Reader(expression, columns, values).whole()
+    return [term.value(row) is True for row in range(rows)]
 
 
 def filter_rows(table: Any, expression: str) -> Any:
@@ -355,11 +358,11 @@ def filter_rows(table: Any, expression: str) -> Any:
     Raises:
         UserError: as `mask` does.
     """
-    columns = {
-        str(name): [None if gone else one for one, gone in zip(table[name].tolist(), table[name].isna())]
-        for name in table.columns
-    }
-    return table[mask(expression, columns)]
+
+    def values(name: str) -> list[Any]:
+        return [None if gone else one for one, gone in zip(table[name].tolist(), table[name].isna())]
+
+    return table[mask(expression, list(table.columns), values, len(table))]
 
 
 def select(rows: list[Row], where: str) -> list[Row]:
@@ -370,8 +373,9 @@ def select(rows: list[Row], where: str) -> list[Row]:
     """
     if not rows:
         return []
-    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
-    return [row for row, holds in zip(rows, mask(where, columns)) if holds]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    holds = mask(where, columns, lambda name: [row.get(name) for row in rows], len(rows))
+    return [row for row, held in zip(rows, holds) if held]
 
 
 def sort(table: Any, column: str, descending: bool = False) -> Any:

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from dit.errors import UserError
 from dit.store.environment import cache_folder
+from dit.store.paths import is_beneath
 
 SUFFIX = ".tar.xz"
 LEFT_OUT = ("checkpoints", "ema", "drawn", "cache", "figures", "report.html")
@@ -40,7 +41,11 @@ def pack(folder: Path, out: Path) -> Path:
         with tarfile.open(beside, "w:xz", preset=9) as archive:
             for path in sorted(folder.rglob("*")):
                 parts = path.relative_to(folder).parts
-                if path.is_file() and not any(part in LEFT_OUT or part.startswith(".") for part in parts):
+                if (
+                    path.is_file()
+                    and not path.is_symlink()
+                    and not any(part in LEFT_OUT or part.startswith(".") for part in parts)
+                ):
                     content = path.read_bytes()
                     member = tarfile.TarInfo(str(PurePosixPath(*parts)))
                     member.size = len(content)
@@ -90,10 +95,9 @@ def _extract(archive: Path, content: bytes, folder: Path) -> None:
                 raise UserError(
                     f"{archive} holds more than {MOST_FILES} files or {MOST_BYTES >> 20} MiB: not a study's rows"
                 )
-            name = PurePosixPath(member.name)
-            if not member.isfile() or name.is_absolute() or ".." in name.parts or not member.name.isprintable():
+            if not member.isfile() or not is_beneath(member.name):
                 raise UserError(f"{archive} holds {member.name[:80]!r}: expected plain files inside the study's folder")
-            target = folder / name
+            target = folder / member.name
             target.parent.mkdir(parents=True, exist_ok=True)
             data = members.extractfile(member)
             target.write_bytes(data.read() if data else b"")

@@ -8,15 +8,18 @@ run is claimed, and `open_beneath` opens a file from directory to directory with
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
-from pathlib import Path
-from typing import Any, BinaryIO
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from dit.errors import UserError
 
 MAX_NAME = 255
 """Bytes of a file's name on every file system in use."""
+WANDB = "wandb"
+"""Folder in a run's folder where Weights & Biases keeps links of its own making."""
 
 
 def is_component(name: Any) -> bool:
@@ -27,6 +30,12 @@ def is_component(name: Any) -> bool:
         and not name.startswith(".")
         and not set(name) & set("/\\")
     )
+
+
+def is_beneath(name: Any) -> bool:
+    """Whether it is a relative path that stays in its folder: printable text that does not start at the root and never goes up."""
+    parts = PurePosixPath(name).parts if isinstance(name, str) and name.isprintable() else ()
+    return bool(parts) and not name.startswith("/") and ".." not in parts
 
 
 def safe_component(name: Any, source: object) -> str:
@@ -54,19 +63,19 @@ def private_folder(path: Path) -> Path:
 
 
 def refuse_links(path: Path) -> None:
-    """Check that no link lies between the study's folder and `path`, a link in the place of `path` itself included.
+    """Check that no link, pipe or device lies below the study's folder on the way to `path`, or in its place.
 
     The study's folder is the outermost one above `path` with a `study.json`, and may be a link itself; elsewhere links are the user's own.
 
     Raises:
-        UserError: naming the link and where it leads.
+        UserError: naming it, and where a link leads.
     """
     path = path.absolute()
     above = list(path.parents)[::-1]
     root = next((folder for folder in above if os.path.lexists(folder / "study.json")), path)
     for part in [*above, path]:
-        if part != root and part.is_relative_to(root) and part.is_symlink():
-            raise _link(part, root)
+        if part != root and part.is_relative_to(root):
+            _refuse_special(part, root)
 
 
 def refuse_links_in(folder: Path, levels: int = 2) -> None:
@@ -82,13 +91,22 @@ def refuse_links_in(folder: Path, levels: int = 2) -> None:
     except (FileNotFoundError, NotADirectoryError):
         return
     for entry in entries:
-        if entry.is_symlink():
-            raise _link(Path(entry.path), folder)
-        if entry.is_dir():
-            if levels > 1:
+        if entry.is_dir(follow_symlinks=False):
+            if levels > 1 and entry.name != WANDB:
                 refuse_links_in(Path(entry.path), levels - 1)
-        elif not entry.is_file():
-            raise UserError(f"{entry.path} is a pipe or a device: expected files and folders alone, remove it")
+        elif not entry.is_file(follow_symlinks=False):
+            _refuse_special(Path(entry.path), folder)
+
+
+def _refuse_special(path: Path, root: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if stat.S_ISLNK(mode):
+        raise _link(path, root)
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise UserError(f"{path} is a pipe or a device: expected files and folders alone, remove it")
 
 
 def _link(path: Path, root: Path) -> UserError:
@@ -122,7 +140,7 @@ def open_beneath(root: Path, relative: str, flags: int) -> int:
         os.close(here)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> io.BufferedReader:
     """A regular file, open for reading; links are followed.
 
     Raises:

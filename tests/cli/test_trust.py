@@ -1,5 +1,6 @@
 """A study's folder from a stranger is data: nothing in it is executed, and no name in it leads out of the folder or into a shell."""
 
+import argparse
 import json
 import os
 import pickle
@@ -17,11 +18,12 @@ from worker_processes import fake_cells, make_study
 from analysis.figures.registry import draw_all
 from analysis.results import collect, results
 from dit.cli import main
-from dit.design.config import from_json, to_json
+from dit.design.config import RunArguments, from_json, to_json
 from dit.errors import UserError
 from dit.store.lease import attempts, run_files
 from dit.store.paths import open_beneath
 from dit.store.study import RunStore, exclusive, load_study, run_folder, write_json
+from sweeps import arguments
 from sweeps.devices import Share
 from sweeps.engine import worker_command
 from sweeps.engines.local import Process
@@ -165,6 +167,22 @@ def test_nothing_in_a_studys_folder_is_written_through_a_link(study, tmp_path, n
     assert list(outside.iterdir()) == [] if outside.is_dir() else outside.read_text() == "precious"
 
 
+def test_a_pipe_in_the_place_of_a_log_is_not_waited_for(study):
+    (study / "logs").mkdir()
+    os.mkfifo(study / "logs" / "worker-0.log")
+    with pytest.raises(UserError, match="is a pipe or a device"):
+        Process(0, study, Share(()))
+
+
+def test_links_of_wandbs_own_making_stop_no_run(tmp_path):
+    folder = make_study(tmp_path / "study", RUNS)
+    place = RunStore(folder, RUNS[0]).path / "wandb"
+    place.mkdir(parents=True)
+    (place / "latest-run").symlink_to(place)
+    with Ledger(folder).claim(RUNS[0]) as held:
+        assert held.token == 1
+
+
 def test_a_study_may_itself_be_reached_by_a_link(tmp_path):
     folder = make_study(tmp_path / "disk" / "study", RUNS)
     (tmp_path / "study").symlink_to(folder)
@@ -291,3 +309,47 @@ def test_folders_of_the_users_own_are_not_taken_for_the_packages(tmp_path, start
     done = subprocess.run(worker, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert "has no cell 'none'" in done.stderr
     assert not (tmp_path / "executed").exists()
+
+
+def parsed(*options):
+    parser = argparse.ArgumentParser()
+    arguments.declare(parser)
+    arguments.declare_trust(parser)
+    return parser.parse_args(options)
+
+
+def test_arguments_that_came_with_a_folder_must_be_confirmed(tmp_path, capsys):
+    """A copy or an unpacked archive keeps files, owners and times, but not when the file system last changed the file."""
+    folder = make_study(tmp_path / "study", RUNS)
+    recorded = RunArguments(log_every=7, data="gs://bucket/latents", wandb="online")
+    arguments.save(folder, recorded)
+    assert arguments.of(parsed(), folder) == recorded
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    with pytest.raises(
+        UserError, match=r"says wandb='online', data='gs://bucket/latents': confirm it with --trust-arguments"
+    ):
+        arguments.of(parsed(), copy)
+    assert main(["worker", "--study", str(copy)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert arguments.of(parsed("--trust-arguments"), copy) == recorded
+    own = arguments.of(parsed("--data", "mine", "--wandb", "off"), copy)
+    assert (own.data, own.wandb, own.log_every) == ("mine", "off", 7)
+    arguments.save(copy, recorded)  # as a sweep does that was told to trust them
+    assert arguments.of(parsed(), copy) == recorded
+    for seal in ('{"schema_version": 1, "changed_ns": 1}', "[]"):
+        (copy / arguments.SEAL).write_text(seal)
+        with pytest.raises(UserError, match="--trust-arguments"):
+            arguments.of(parsed(), copy)
+
+
+def test_arguments_of_another_user_are_confirmed_whatever_they_say(tmp_path, monkeypatch):
+    folder = make_study(tmp_path / "study", RUNS)
+    arguments.save(folder, RunArguments(log_every=7))
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(UserError, match="was not written here by you, and says log_every=7"):
+        arguments.of(parsed(), folder)
+    assert arguments.of(parsed("--log-every", "9"), folder).log_every == 9
+    assert arguments.of(parsed("--trust-arguments"), folder).log_every == 7
+    arguments.save(folder, RunArguments())
+    assert arguments.of(parsed(), folder) == RunArguments()

@@ -81,7 +81,7 @@ def test_a_bad_expression_is_one_line_that_names_it_and_the_columns(expression):
     ("expression", "said"),
     [
         ("size = 'S'", "character 6: '=' does not belong here (use == to compare)"),
-        ("szie == 'S'", "character 1: unknown column 'szie' (did you mean 'size'?)"),
+        ("szie == 'S'", "character 1: name 'szie' is not defined (did you mean 'size'?)"),
         (
             "gflops.max() > 0",
             "character 7: '.' does not belong here (attributes and calls are not part of this language",

@@ -48,6 +48,15 @@ def test_a_name_that_leads_outside_is_refused(tmp_path, name):
     assert not (tmp_path / "outside").exists()
 
 
+def test_what_a_link_in_a_study_leads_to_is_not_packed(study, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("mine alone")
+    before = pack(study, tmp_path / "one.tar.xz").read_bytes()
+    (study / "runs" / "notes.json").symlink_to(secret)
+    (study / "more").symlink_to(tmp_path)
+    assert pack(study, tmp_path / "two.tar.xz").read_bytes() == before
+
+
 def test_links_and_devices_are_refused(tmp_path):
     for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
         place = tmp_path / f"{kind[0]}.tar.xz"
