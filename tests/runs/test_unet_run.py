@@ -58,6 +58,7 @@ def carried_out(folder, *runs):
     return open_checkpoint(place.path), place
 
 
+@pytest.mark.long
 def test_a_u_net_trains_resumes_bit_for_bit_samples_and_scores(tmp_path):
     whole, place = carried_out(tmp_path / "whole", RUN)
     unscored = dataclasses.replace(RUN, evaluations=())
