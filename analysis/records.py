@@ -52,7 +52,7 @@ def cells(folder: Path) -> Frame:
                 HASH: run.hash,
                 RECIPE: recipe(run),
                 STEPS: run.steps,
-                GROWTH: run.model.depth * run.model.hidden_size**2,
+                GROWTH: run.model.growth,
             }
             for run in study.runs
         ]

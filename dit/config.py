@@ -7,6 +7,7 @@ from dit.design.config import (
     DiffusionConfig,
     Evaluation,
     Guard,
+    Model,
     ModelConfig,
     OptimConfig,
     RunArguments,
@@ -15,6 +16,8 @@ from dit.design.config import (
     model_config,
 )
 from dit.design.data import DATASETS, Data, DataConfig
+from dit.design.unet import UNetConfig
+from dit.design.unet_models import unet_config
 
 __all__ = [
     "BLOCKS",
@@ -28,11 +31,14 @@ __all__ = [
     "DiffusionConfig",
     "Evaluation",
     "Guard",
+    "Model",
     "ModelConfig",
     "OptimConfig",
     "RunArguments",
     "RunConfig",
     "Size",
+    "UNetConfig",
     "attention_and_mlp",
     "model_config",
+    "unet_config",
 ]

@@ -28,6 +28,9 @@ class Count:
     params: int
 
 
+OTHERS = {"unet": "U-Net"}
+"""Labels of what stands in the column `block` and is no block of a transformer."""
+
 BlockCount = Callable[["ModelConfig", int], dict[str, Count]]
 """Components of one block of a model, which sees that many tokens of each image."""
 
@@ -120,7 +123,7 @@ def in_order(blocks: Iterable[str]) -> list[str]:
 def label_of(block: str) -> str:
     """A block's name in figures and tables."""
     part = latest(Block, block)
-    return part.label if part else block
+    return part.label if part else OTHERS.get(block, block)
 
 
 def attention_and_mlp(modulation: int = 0, norms: int = 0, memory: int = 0) -> BlockCount:

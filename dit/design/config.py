@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from dit.design.arguments import RunArguments as RunArguments
 from dit.design.blocks import BLOCKS as BLOCKS
 from dit.design.blocks import Block
 from dit.design.checks import require_choice, require_kind, require_number, require_positive, require_whole
@@ -20,11 +21,10 @@ from dit.design.data import DATASETS as DATASETS
 from dit.design.data import DataConfig
 from dit.design.parts import digest as digest
 from dit.design.parts import settle, without_defaults
-from dit.design.topology import parse_mesh
+from dit.design.unet import UNetConfig
 from dit.errors import UserError
 
 Precision = Literal["float32", "bfloat16"]
-Remat = Literal["auto", "none", "dots", "full"]
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,20 @@ class ModelConfig:
     def mlp_hidden_size(self) -> int:
         """Width of the MLP's hidden layer."""
         return int(self.hidden_size * self.mlp_ratio)
+
+    @property
+    def growth(self) -> int:
+        """What the weights of the blocks grow with."""
+        return self.depth * self.hidden_size**2
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+        return self.hidden_size // self.num_heads
+
+
+Model = ModelConfig | UNetConfig
+"""What a run trains: either has its inputs and outputs, `tokens`, `head_dim`, and what stands in the columns of its cell."""
 
 
 def model_config(
@@ -245,7 +259,7 @@ class Evaluation:
 class RunConfig:
     """One cell of a study: everything that decides its result, plus how far to train and what to score on the way."""
 
-    model: ModelConfig
+    model: Model
     data: DataConfig
     steps: int
     batch_size: int = 256
@@ -266,6 +280,10 @@ class RunConfig:
             raise UserError(
                 f"the model's (input_size, in_channels, num_classes) {model} differ from those of data set "
                 f"'{self.data.name}', {data}: build the model with model_config(..., data)"
+            )
+        if isinstance(self.model, UNetConfig) and self.model.low_res_size:
+            raise UserError(
+                "an upsampler needs images of low resolution, which no data set here has: train its base model"
             )
         for evaluation in self.evaluations:
             self._check_evaluation(evaluation)
@@ -306,42 +324,17 @@ class RunConfig:
         return f"{re.sub(r'[^A-Za-z0-9_.-]', '_', cell)}-{self.hash}"
 
 
-@dataclass(frozen=True)
-class RunArguments:
-    """How a run is carried out; none of it changes the result.
-
-    Paths on the user's disk, for runs on latents: `data` as `dit encode` wrote it, `vae` to decode samples, `inception` weights (empty:
-    their usual place) and `reference` statistics to score them.
-
-    `mesh` spreads a run over devices ("data=4,fsdp=2"; empty: all of them as data), `remat` recomputes activations to save memory ("auto":
-    as little as fits), `accumulate` splits a batch into that many parts one after another, `steps_per_dispatch` is how many steps the
-    device gets at once (0: several where a step is short). Results agree to float32's rounding.
-    """
-
-    log_every: int = 50
-    checkpoint_every: int = 10_000
-    keep_checkpoints: int = 2
-    sample_batch_size: int = 128
-    mesh: str = ""
-    remat: Remat = "auto"
-    accumulate: int = 1
-    steps_per_dispatch: int = 0
-    wandb: Literal["off", "offline", "online"] = "off"
-    data: str = ""
-    vae: str = ""
-    inception: str = ""
-    reference: str = ""
-
-    def __post_init__(self) -> None:
-        require_choice(self.remat, get_args(Remat), "remat")
-        require_positive(self, "accumulate")
-        require_whole(self, "steps_per_dispatch")
-        parse_mesh(self.mesh)
-
-
 def to_json(run: RunConfig) -> dict[str, Any]:
     """A run as plain JSON values; `from_json` gives it back."""
     return dataclasses.asdict(run)
+
+
+def model_from_json(value: dict[str, Any]) -> Model:
+    """The model of these fields, of whichever family has them."""
+    if "channels" not in value:
+        return ModelConfig(**value)
+    listed: dict[str, Any] = {name: tuple(value[name]) for name in ("channels", "attention")}
+    return UNetConfig(**(value | listed))
 
 
 def from_json(value: dict[str, Any]) -> RunConfig:
@@ -353,7 +346,7 @@ def from_json(value: dict[str, Any]) -> RunConfig:
     try:
         rest = dict(value)
         parts = {
-            "model": ModelConfig(**rest.pop("model")),
+            "model": model_from_json(rest.pop("model")),
             "data": DataConfig(**rest.pop("data")),
             "diffusion": DiffusionConfig(**rest.pop("diffusion")),
             "optim": OptimConfig(**rest.pop("optim")),

@@ -56,10 +56,11 @@ def variants(runs: Iterable[RunConfig]) -> dict[str, str]:
 
     Every run of a study names the same fields. Empty where no two runs of a cell differ in more than their seed.
     """
-    fields = {run.run: recipe_fields(run) for run in runs}
+    fields: dict[str, dict[str, Any]] = {}
     cells: dict[tuple, list[dict[str, Any]]] = defaultdict(list)
-    for one in fields.values():
-        cells[one["model.block"], one["model.size"], one["model.patch_size"]].append(one)
+    for run in runs:
+        fields[run.run] = recipe_fields(run)
+        cells[run.model.block, run.model.size, run.model.patch_size].append(fields[run.run])
     apart = {name for cell in cells.values() for name in cell[0] if any(one[name] != cell[0][name] for one in cell)}
     if "data.name" in apart:  # what follows from the data set
         apart -= {name for name in apart if name.startswith("data.") and name != "data.name"}
@@ -67,7 +68,10 @@ def variants(runs: Iterable[RunConfig]) -> dict[str, str]:
     short = {name: name.removesuffix(".name").rpartition(".")[2] for name in sorted(apart)}
     if not apart:
         return {}
-    return {run: ", ".join(f"{word}={one[name]}" for name, word in short.items()) for run, one in fields.items()}
+    return {
+        run: ", ".join(f"{word}={one[name]}" for name, word in short.items() if name in one)
+        for run, one in fields.items()
+    }
 
 
 def recipe(run: RunConfig) -> str:

@@ -16,8 +16,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32, Int32, PyTree
 
-from dit.design.config import DiffusionConfig, Evaluation, ModelConfig, Precision
-from dit.diffusion.process import Model, guided, linear_schedule, respace, respaced_timesteps, sample, tables
+from dit.design.config import DiffusionConfig, Evaluation, Model, Precision
+from dit.diffusion.process import Model as Denoiser
+from dit.diffusion.process import guided, linear_schedule, respace, respaced_timesteps, sample, tables
 from dit.model.compute import compute_on, require_precision
 from dit.model.mesh import here
 from dit.model.transformer import applied
@@ -41,7 +42,7 @@ class Sampler:
     def __init__(
         self,
         apply: Callable[[PyTree, Array, Array, Array], Array],
-        model: ModelConfig,
+        model: Model,
         diffusion: DiffusionConfig,
         batch_size: int,
     ):
@@ -99,7 +100,7 @@ class Sampler:
             def unguided(x, t, y):
                 return apply(params, x, t, y)
 
-            denoise: Model = unguided
+            denoise: Denoiser = unguided
             if evaluation.cfg_scale != 1.0:
                 denoise = guided(unguided, evaluation.cfg_scale, model.num_classes, evaluation.cfg_channels)
             images = sample(denoise, table, num_steps, keys[:, 0], labels, shape, evaluation.sampler)

@@ -26,7 +26,7 @@ from dit.diffusion.process import Images, linear_schedule, tables, training_loss
 from dit.model import mesh as meshes
 from dit.model.compute import Compute, compute_on, require_precision
 from dit.model.memory import choose_remat
-from dit.model.transformer import DiT, applied
+from dit.model.transformer import applied, network
 from dit.train.optim import adamw, gradient_norm, level_before, moving_average
 
 
@@ -169,13 +169,14 @@ def build(run: RunConfig, mesh: Mesh | None = None, arguments: RunArguments | No
     arguments = arguments or RunArguments()
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     require_precision(run.precision, device)
+    meshes.require_split(run.model, meshes.mesh_shape(mesh))
     require_batch(run.batch_size, meshes.mesh_shape(mesh), arguments.accumulate)
     compute = compute_on(device, run.precision, run.model, mesh)
     compute = dataclasses.replace(compute, remat=choose_remat(run, compute, arguments, device))
     model, optimizer = applied(run.model, compute, device.platform), adamw(run.optim)
 
     def init() -> TrainState:
-        _, params = nnx.split(DiT(run.model, rngs=nnx.Rngs(_keys(run.seed)[0])))
+        _, params = nnx.split(network(run.model, rngs=nnx.Rngs(_keys(run.seed)[0])))
         return TrainState(params, jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.zeros((), jnp.int32))
 
     step = functools.partial(_step, run, model, optimizer, arguments.accumulate, mesh is None)
