@@ -28,7 +28,7 @@ def metric(protocol: Protocol) -> str:
 def metric_label(protocol: Protocol) -> str:
     """The truthful axis label of the protocol's score: "FID-50K" only for Inception features."""
     if protocol["features"] == TRAINING_LOSS:
-        return f"training loss (mean of {protocol['window_steps']:,} steps)"
+        return f"training loss ({describe(protocol)})"
     samples = protocol["num_samples"]
     if protocol["features"] == "inception":
         return f"FID-{samples // 1000}K" if samples % 1000 == 0 else f"FID ({samples:,} samples)"
@@ -38,7 +38,8 @@ def metric_label(protocol: Protocol) -> str:
 def describe(protocol: Protocol) -> str:
     """The protocol in a few words, for the foot of a figure."""
     if protocol["features"] == TRAINING_LOSS:
-        return f"mean over {protocol['window_steps']:,} steps"
+        steps = protocol["window_steps"]
+        return "mean over the last tenth of the steps" if steps is None else f"mean of {steps:,} steps"
     words = [f"{protocol['num_samples']:,} samples"]
     if protocol.get("sampling_steps") is not None:
         words.append(f"{str(protocol.get('sampler')).upper()} {protocol['sampling_steps']} steps")
