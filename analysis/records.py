@@ -81,7 +81,10 @@ def scores(folder: Path, runs: list[str]) -> Frame:
                 FLOOR: value.get("floor"),
                 SAMPLES: images.name if images.is_file() else None,
             }
-            rows.append({**value["row"], **beside})
+            calls = value["row"].get(
+                "sampling_steps"
+            )  # rows older than the column: samplers called the model once a step
+            rows.append({"nfe": calls, **value["row"], **beside})
         status = store.status()
         if status["state"] == FAILED:
             failed = {"status": FAILED, "source": study, "reason": status.get("reason")}

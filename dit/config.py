@@ -17,6 +17,9 @@ from dit.design.config import (
     Size,
     model_config,
 )
+from dit.design.guidance import WeakModel, autoguided_by
+from dit.design.objectives import Objective, ObjectiveConfig
+from dit.design.samplers import Sampler
 
 __all__ = [
     "BLOCKS",
@@ -29,9 +32,14 @@ __all__ = [
     "Evaluation",
     "Guard",
     "ModelConfig",
+    "Objective",
+    "ObjectiveConfig",
     "OptimConfig",
     "RunArguments",
     "RunConfig",
+    "Sampler",
     "Size",
+    "WeakModel",
+    "autoguided_by",
     "model_config",
 ]

@@ -58,6 +58,28 @@ def named(kind: type[P], name: str, source: str = "") -> P:
     return found  # type: ignore[return-value]  # registered under its own kind
 
 
+def settle(owner: Any, name: str, kind: type[Part], part: str) -> None:
+    """Fill the field `name` of a frozen configuration with the source of the part that it names, where it is not given.
+
+    Raises:
+        UserError: if there is no such part.
+    """
+    if not getattr(owner, name):
+        made = [source for of, called, source in _PARTS if of is kind and called == part]
+        object.__setattr__(owner, name, made[-1] if made else named(kind, part).source)
+
+
+def is_known(kind: type[Part], name: str, source: str = "") -> bool:
+    """Whether there is a part of that kind, name and source."""
+    return (kind, name, source) in _PARTS
+
+
+def latest(kind: type[P], name: str) -> P | None:
+    """The part of that name that was made last, of any source."""
+    found = [part for (of, called, _), part in _PARTS.items() if (of, called) == (kind, name)]
+    return found[-1] if found else None  # type: ignore[return-value]  # registered under its own kind
+
+
 def names(kind: type[Part]) -> list[str]:
     """Names of a kind's parts in the order they were made."""
     return list(dict.fromkeys(name for of, name, _ in _PARTS if of is kind))

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from dit.design.config import (
     digest,
     from_json,
 )
+from dit.design.objectives import ObjectiveConfig
 from dit.errors import UserError
 from dit.model.compute import compute_on
 from dit.model.transformer import DiT, applied
@@ -58,6 +59,7 @@ class Loaded:
     step: int | None
     source: str
     identity: str
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
     @property
     def apply(self) -> Callable[[PyTree, Array, Array, Array], Array]:
@@ -230,9 +232,8 @@ def _of_run(path: Path, value: dict[str, Any], step: int | None) -> Loaded:
         params = _restore(averages, step, _network(run.model)[1], path)
     else:
         params = _restore(states, step, jax.eval_shape(build(run).init), path).ema
-    return Loaded(
-        run.model, run.data, run.diffusion, params, step, run.run, digest({"run": run.hash, "step": step}, 64)
-    )
+    identity = digest({"run": run.hash, "step": step}, 64)
+    return Loaded(run.model, run.data, run.diffusion, params, step, run.run, identity, run.objective)
 
 
 def _restore(checkpoints: Checkpoints, step: int, like: Any, path: Path) -> Any:
