@@ -31,10 +31,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the status once, or until the study has ended."""
+    from dit.store.archives import opened
     from sweeps.ledger import ENDED, Ledger
     from sweeps.status import status_rows
 
-    ledger = Ledger(args.folder)
+    ledger = Ledger(opened(args.folder))
     while True:
         rows = status_rows(ledger)
         shown = _chosen(rows, args.where)
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
 def _chosen(rows: list[dict[str, Any]], where: str | None) -> list[dict[str, Any]]:
     if where is None:
         return rows
-    from analysis.query import select
+    from dit.design.query import select
 
     chosen = {row["run"] for row in select(rows, where)}
     return [row for row in rows if row["run"] in chosen]
