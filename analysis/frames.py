@@ -16,7 +16,7 @@ else:
 
 COUNTS = (
     *("patch_size", "seed", "image_size", "tokens", "params", "batch_size"),
-    *("step", "images_seen", "sampling_steps", "num_samples"),
+    *("step", "images_seen", "sampling_steps", "nfe", "num_samples"),
 )
 
 

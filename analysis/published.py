@@ -119,6 +119,7 @@ def _row(cell: Cell, step: int, scores: _Scores, protocol: dict[str, Any], where
         "images_seen": step * BATCH_SIZE,
         "train_gflops": cell.gflops * BATCH_SIZE * step * BACKWARD_FACTOR,
         "sampling_steps": protocol["sampling_steps"],
+        "nfe": protocol["sampling_steps"],
         "sampling_gflops": cell.gflops * protocol["sampling_steps"] * (2 if guided else 1),
         "cfg_scale": protocol["cfg_scale"],
         "num_samples": protocol["num_samples"],

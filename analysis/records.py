@@ -89,7 +89,8 @@ def scores(folder: Path, runs: list[str]) -> Frame:
                 SAMPLES: images.name if images.is_file() else None,
                 VOUCHED: int(vouched),
             }
-            rows.append({**value["row"], **beside})
+            calls = value["row"].get("sampling_steps")  # before there was `nfe`, samplers called the model once a step
+            rows.append({"nfe": calls, **value["row"], **beside})
         try:
             status = store.status()
         except (OSError, UserError) as error:

@@ -226,6 +226,7 @@ def _write_scores(
             **cell_row(store.run, study),
             **step_columns(store.run, step),
             "sampling_steps": steps,
+            "nfe": steps,
             "sampling_gflops": sampling_gflops(store.run.model, steps, 1.0 if cfg_scale is None else cfg_scale)
             if steps
             else None,

@@ -16,6 +16,9 @@ from dit.design.config import (
     model_config,
 )
 from dit.design.data import DATASETS, Data, DataConfig
+from dit.design.guidance import WeakModel, autoguided_by
+from dit.design.objectives import Objective, ObjectiveConfig
+from dit.design.samplers import Sampler
 from dit.design.unet import UNetConfig
 from dit.design.unet_models import unet_config
 
@@ -33,12 +36,17 @@ __all__ = [
     "Guard",
     "Model",
     "ModelConfig",
+    "Objective",
+    "ObjectiveConfig",
     "OptimConfig",
     "RunArguments",
     "RunConfig",
+    "Sampler",
     "Size",
     "UNetConfig",
+    "WeakModel",
     "attention_and_mlp",
+    "autoguided_by",
     "model_config",
     "unet_config",
 ]

@@ -97,7 +97,7 @@ def run_kept(folder: Path) -> None:
         if isinstance(part, Block) and part.count is None and (part.name, part.source) in counts:
             object.__setattr__(part, "count", counts[part.name, part.source])
     for run in study.runs:
-        used = [(Data, run.data.name, run.data.source)]
+        used: list[tuple[type[parts.Part], str, str]] = [(Data, run.data.name, run.data.source)]
         if isinstance(run.model, ModelConfig):
             used.append((Block, run.model.block, run.model.block_source))
         for kind, name, source in used:

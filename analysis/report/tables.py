@@ -16,7 +16,7 @@ from dit.design.blocks import label_of
 MOST_ROWS = 3000
 _CELL = ["block", "size", "patch_size"]
 _CONSTANT = ("study", "source")
-_MINOR = ("tokens", "params", "images_seen", "sampling_gflops", "num_samples", "cfg_scale", "protocol", "status")
+_MINOR = ("tokens", "params", "images_seen", "nfe", "sampling_gflops", "num_samples", "cfg_scale", "protocol", "status")
 _HEADS = {
     "patch_size": ("patch", "patch size"),
     "params": ("params", "trainable parameters"),
@@ -24,6 +24,7 @@ _HEADS = {
     "train_gflops": ("train Gflops", "Gflops · batch · steps · 3; one multiply-add is one flop"),
     "sampling_gflops": ("sampling Gflops", "to sample one image; one multiply-add is one flop"),
     "sampling_steps": ("sampling steps", "steps of the sampler"),
+    "nfe": ("model calls", "of the sampler for one image; a guided call is one"),
     "num_samples": ("samples", "how many samples were scored"),
     "cfg_scale": ("guidance", "scale of classifier-free guidance; 1 is none"),
     "images_seen": ("images", "images seen in training"),

@@ -19,8 +19,12 @@ from dit.design.blocks import Block
 from dit.design.checks import require_choice, require_kind, require_number, require_positive, require_whole
 from dit.design.data import DATASETS as DATASETS
 from dit.design.data import DataConfig
+from dit.design.guidance import WeakModel, check_guidance, from_json_values, plan_of
+from dit.design.objectives import ObjectiveConfig
 from dit.design.parts import digest as digest
 from dit.design.parts import settle, without_defaults
+from dit.design.samplers import Sampler
+from dit.design.schedule import DiffusionConfig
 from dit.design.unet import UNetConfig
 from dit.errors import UserError
 
@@ -154,20 +158,6 @@ def model_config(
 
 
 @dataclass(frozen=True)
-class DiffusionConfig:
-    """The forward process: `timesteps` steps of a linear schedule (ADM's, as the paper uses it)."""
-
-    timesteps: int = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 2e-2
-
-    def __post_init__(self) -> None:
-        require_positive(self, "timesteps")
-        require_number(self, "beta_start", low=0, high=1, ends="()")
-        require_number(self, "beta_end", low=self.beta_start, high=1, ends="[)")
-
-
-@dataclass(frozen=True)
 class OptimConfig:
     """AdamW at a constant rate and an exponential moving average of the weights (Sec. 4)."""
 
@@ -204,31 +194,36 @@ class Guard:
         require_number(self, "spike_factor", low=1, ends="(]")
 
 
-Sampler = Literal["ddpm", "ddim"]
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """One score to take: after which step, and under which declared protocol.
 
     `features` names the extractor ("digits", "mnist" or "inception"); `cfg_scale` 1 is no guidance; `cfg_channels` is how many
-    channels guidance moves, 3 as the released code does (never more than the input has) or `None` for all of them.
+    channels guidance moves, 3 as the released code does (never more than the input has) or `None` for all of them. It acts where
+    low < σ <= high of `cfg_interval` (of a flow: t), towards the model itself without its label or away from `autoguidance`'s.
+    `sampler` names a `Sampler`, `sampler_options` what differs from its own options; `sampler_source` is found by itself.
     """
 
     step: int
     features: str
     num_samples: int
     sampling_steps: int = 250
-    sampler: Sampler = "ddpm"
+    sampler: str = "ddpm"
     cfg_scale: float = 1.0
     cfg_channels: int | None = 3
     ema: bool = True
     decoder: str = "none"
     sample_seed: int = 0
     precision: Precision = "float32"
+    sampler_options: tuple[tuple[str, Any], ...] = ()
+    sampler_source: str = ""
+    cfg_interval: tuple[float, float] | None = None
+    autoguidance: WeakModel | None = None
 
     def __post_init__(self) -> None:
-        require_choice(self.sampler, get_args(Sampler), "sampler")
+        settle(self, "sampler_source", Sampler, self.sampler)
+        object.__setattr__(self, "sampler_options", tuple(sorted(self.sampler_options)))
+        check_guidance(self)
         require_choice(self.precision, get_args(Precision), "precision")
         optional = ["cfg_channels"] * (self.cfg_channels is not None)
         require_positive(self, "step", "num_samples", "sampling_steps", *optional)
@@ -252,7 +247,8 @@ class Evaluation:
         """The declared protocol as plain JSON values, without the step; a field younger than the first scores only where it is set."""
         declared = dataclasses.asdict(self)
         del declared["step"]
-        return without_defaults(declared, precision="float32")
+        younger = {"sampler_options": (), "sampler_source": "", "cfg_interval": None, "autoguidance": None}
+        return without_defaults(declared, precision="float32", **younger)
 
 
 @dataclass(frozen=True)
@@ -269,6 +265,7 @@ class RunConfig:
     evaluations: tuple[Evaluation, ...] = ()
     precision: Precision = "float32"
     guard: Guard = field(default_factory=Guard)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
     def __post_init__(self) -> None:
         require_positive(self, "steps", "batch_size")
@@ -285,6 +282,7 @@ class RunConfig:
             raise UserError(
                 "an upsampler needs images of low resolution, which no data set here has: train its base model"
             )
+        self.objective.check_model(self.model.out_channels // self.model.in_channels)
         for evaluation in self.evaluations:
             self._check_evaluation(evaluation)
 
@@ -294,11 +292,9 @@ class RunConfig:
             raise UserError(
                 f"an evaluation at step {evaluation.step} lies past the run's {self.steps} steps: train longer or score earlier"
             )
-        timesteps = self.diffusion.timesteps
-        if evaluation.sampling_steps > timesteps:
-            raise UserError(f"sampling_steps {evaluation.sampling_steps} is above {timesteps}, the process's timesteps")
-        if evaluation.cfg_scale != 1 and not self.model.class_dropout_prob:
+        if evaluation.cfg_scale != 1 and not evaluation.autoguidance and not self.model.class_dropout_prob:
             raise UserError(f"cfg_scale {evaluation.cfg_scale:g} needs a null label: set class_dropout_prob above 0")
+        plan_of(self, evaluation)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -310,7 +306,9 @@ class RunConfig:
         del fields["steps"], fields["evaluations"]
         fields["model"] = without_defaults(fields["model"], qk_norm=False, block_source="")
         fields["data"] = without_defaults(fields["data"], source="")
-        return without_defaults(fields, precision="float32", guard=dataclasses.asdict(Guard()))
+        fields["objective"] = self.objective.identity
+        younger = {"guard": dataclasses.asdict(Guard()), "objective": {"name": "ddpm"}}
+        return without_defaults(fields, precision="float32", **younger)
 
     @functools.cached_property
     def hash(self) -> str:
@@ -350,8 +348,9 @@ def from_json(value: dict[str, Any]) -> RunConfig:
             "data": DataConfig(**rest.pop("data")),
             "diffusion": DiffusionConfig(**rest.pop("diffusion")),
             "optim": OptimConfig(**rest.pop("optim")),
-            "evaluations": tuple(Evaluation(**evaluation) for evaluation in rest.pop("evaluations", ())),
+            "evaluations": tuple(Evaluation(**from_json_values(e)) for e in rest.pop("evaluations", ())),
             "guard": Guard(**rest.pop("guard", {})),
+            "objective": ObjectiveConfig(**rest.pop("objective", {})),
         }
         return RunConfig(**parts, **rest)
     except (TypeError, KeyError, AttributeError) as error:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from dit.design import unet_flops
 from dit.design.blocks import Count, block_of
-from dit.design.config import Model, ModelConfig, RunConfig
+from dit.design.config import Evaluation, Model, ModelConfig, RunConfig
+from dit.design.guidance import plan_of
 from dit.design.unet import UNetConfig
 from dit.errors import UserError
 
@@ -101,7 +102,22 @@ def sampling_gflops(model: Model, sampling_steps: int, cfg_scale: float = 1.0) -
     return gflops(model) * sampling_steps * (2 if cfg_scale != 1.0 else 1)
 
 
+def model_calls(run: RunConfig, evaluation: Evaluation) -> tuple[int, int]:
+    """How often an image's sampler calls the model, and at how many of these calls guidance acts."""
+    plan = plan_of(run, evaluation)
+    calls = evaluation.sampling_steps if plan is None else plan.nfe
+    guided = calls if plan is None else plan.guided_calls
+    return calls, guided if evaluation.cfg_scale != 1.0 else 0
+
+
+def drawing_gflops(run: RunConfig, evaluation: Evaluation) -> float:
+    """Gflops to draw one image of an evaluation: each model call, and where guidance acts one more of the model it steers away from."""
+    calls, guided = model_calls(run, evaluation)
+    weak = evaluation.autoguidance
+    other = gflops(run.model) if weak is None else weak.gflops
+    return gflops(run.model) * calls + other * guided
+
+
 def scoring_gflops(run: RunConfig) -> float:
     """Gflops of all samples that a run's evaluations draw; one multiply-add is one flop."""
-    samples = ((e.num_samples, sampling_gflops(run.model, e.sampling_steps, e.cfg_scale)) for e in run.evaluations)
-    return float(sum(count * each for count, each in samples))
+    return float(sum(e.num_samples * drawing_gflops(run, e) for e in run.evaluations))

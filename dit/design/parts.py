@@ -132,6 +132,11 @@ def settle(owner: Any, name: str, kind: type[Part], part: str, required: bool = 
         object.__setattr__(owner, name, "" if made is None else made.source)
 
 
+def is_known(kind: type[Part], name: str, source: str = "") -> bool:
+    """Whether there is a part of that kind, name and source."""
+    return (kind, name, source) in _PARTS
+
+
 def latest(kind: type[P], name: str) -> P | None:
     """The part of that name that was made last, of any source."""
     return next((part for part in reversed(every(kind)) if part.name == name), None)

@@ -1,7 +1,8 @@
 """Rows of the results table: the one place that names the columns and fills them.
 
 The same names appear in tables, CSV, JSON, frames, plans, status and figures. `gflops`, `train_gflops` and `sampling_gflops` count
-one multiply-add as one flop. The score's column is named after its features (`fid`, `fd_digits`, ...) and stands after `num_samples`.
+one multiply-add as one flop. `nfe` is how often the sampler calls the model for an image; a guided call is one. The score's column is
+named after its features (`fid`, `fd_digits`, ...) and stands after `num_samples`.
 `source` is the study that measured a row, or `paper` for a published one; `citation` then says where it is printed. Over seeds, a
 score's column holds the mean, `<score>_sd` beside it the standard deviation of single runs (of n - 1), `n` counts the seeds, and
 `recipe` is the hash of all that decides a run's result but its seed. A study that has runs of one block, size and patch size with several
@@ -32,7 +33,16 @@ CELL_COLUMNS = (
     "gflops",
     "batch_size",
 )
-SCORE_COLUMNS = ("step", "images_seen", "train_gflops", "sampling_steps", "sampling_gflops", "cfg_scale", "num_samples")
+SCORE_COLUMNS = (
+    "step",
+    "images_seen",
+    "train_gflops",
+    "sampling_steps",
+    "nfe",
+    "sampling_gflops",
+    "cfg_scale",
+    "num_samples",
+)
 END_COLUMNS = ("protocol", "status", "source", "reason", "citation")
 VARIANT = "variant"
 DEVIATION = "_sd"
@@ -124,7 +134,8 @@ def score_row(run: RunConfig, study: str, evaluation: Evaluation, score: float, 
         **cell_row(run, study),
         **step_columns(run, evaluation.step),
         "sampling_steps": evaluation.sampling_steps,
-        "sampling_gflops": flops.sampling_gflops(run.model, evaluation.sampling_steps, evaluation.cfg_scale),
+        "nfe": flops.model_calls(run, evaluation)[0],
+        "sampling_gflops": flops.drawing_gflops(run, evaluation),
         "cfg_scale": evaluation.cfg_scale,
         "num_samples": evaluation.num_samples,
         evaluation.metric: score,

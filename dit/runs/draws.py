@@ -21,7 +21,7 @@ from dit.model.mesh import here
 from dit.runs.journal import KEPT_SAMPLES
 from dit.runs.kept_samples import KeptSamples
 from dit.score.metrics.moments import Moments
-from dit.score.sampling import Drawn, Sampler
+from dit.score.sampling import Drawn, Sampler, Weak
 from dit.score.scoring import Scorer
 from dit.store.lease import Stopped
 
@@ -87,7 +87,12 @@ class Draws:
         self.batch_size = sampler.batch_size
 
     def score(
-        self, judge: Scorer, evaluation: Evaluation, params: PyTree, kept: KeptSamples | None = None
+        self,
+        judge: Scorer,
+        evaluation: Evaluation,
+        params: PyTree,
+        kept: KeptSamples | None = None,
+        weak: Weak | None = None,
     ) -> tuple[float, np.ndarray, np.ndarray]:
         """The score, and the first images and labels at least; begun with what is `kept` of an earlier attempt, if anything is.
 
@@ -98,7 +103,7 @@ class Draws:
         if kept is not None and (arrays := kept.load(params)) is not None:
             seen.restore(arrays)
         try:
-            for batch in self._batches(params, evaluation, seen.count):
+            for batch in self._batches(params, evaluation, seen.count, weak):
                 seen.add(batch)
                 if kept is not None and kept.is_due():
                     kept.save(params, seen.state())
@@ -108,19 +113,19 @@ class Draws:
             raise
         return seen.score(), seen.images, seen.labels
 
-    def _batches(self, params: PyTree, evaluation: Evaluation, start: int) -> Iterator[Drawn]:
+    def _batches(self, params: PyTree, evaluation: Evaluation, start: int, weak: Weak | None) -> Iterator[Drawn]:
         """Samples from `start` on, which is where a batch begins, or the end."""
         size, total, processes = self.batch_size, evaluation.num_samples, self._processes
         if processes.count == 1:
             self._go_on()
-            for batch in self._sampler.draw(params, evaluation, start, total):
+            for batch in self._sampler.draw(params, evaluation, start, total, weak=weak):
                 yield batch
                 self._go_on()
             return
         for first in range(start, total, size * processes.count):
             self._go_on()
             mine = first + processes.index * size  # drawn past the end too, and dropped: all take part in the exchange
-            (batch,) = self._sampler.draw(params, evaluation, mine, mine + size)
+            (batch,) = self._sampler.draw(params, evaluation, mine, mine + size, weak=weak)
             round_of = multihost_utils.process_allgather(batch)
             for k in range(min(processes.count, -(-(total - first) // size))):
                 count = min(size, total - first - k * size)

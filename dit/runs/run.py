@@ -25,13 +25,14 @@ from dit.model.transformer import applied
 from dit.runs.draws import Draws
 from dit.runs.journal import Journal, Report
 from dit.runs.kept_samples import KeptSamples
-from dit.score.sampling import Sampler
+from dit.score.sampling import Sampler, Weak
 from dit.score.scoring import Scorer, protocol_hash, require_features, scorer
 from dit.store import study as store
 from dit.store.lease import PREEMPTED, Busy, Lease, LeaseLost, Observer, Stopped, claim, run_files
 from dit.store.manifest import Corrupt
 from dit.train.checkpoint import CheckpointWriter
 from dit.train.loop import Diverged, steps_per_dispatch, train
+from dit.train.restore import open_checkpoint
 from dit.train.step import Metrics, Program, TrainState, build
 from dit.train.throughput import Meter
 
@@ -164,7 +165,7 @@ class _Execution:
         self.averages = CheckpointWriter(folder / "ema", run.hash, None, journal.fence, processes)
         device = self.program.devices[0]
         float32 = applied(run.model, compute_on(device, "float32", run.model), device.platform)
-        sampler = Sampler(float32, run.model, run.diffusion, arguments.sample_batch_size)
+        sampler = Sampler(float32, run.model, run.diffusion, arguments.sample_batch_size, run.objective)
         self.draws = Draws(sampler, processes, self._go_on)
 
     def __enter__(self) -> _Execution:
@@ -297,8 +298,22 @@ class _Execution:
             made_of = [self.run.hash, evaluation.step, evaluation.ema, protocol, self.draws.batch_size]
             place = self.journal.record.drawn_path(evaluation)
             kept = KeptSamples(place, made_of, self.journal.processes, self.journal.fence)
-            score, images, labels = self.draws.score(judge, evaluation, params, kept)
+            weak = self._weak_model(evaluation)
+            score, images, labels = self.draws.score(judge, evaluation, params, kept, weak)
         self.journal.scored(evaluation, score, protocol, protocol_hash(protocol), judge.floor, images, labels)
+
+    def _weak_model(self, evaluation: Evaluation) -> Weak | None:
+        """What an evaluation with autoguidance steers away from: averaged weights of another cell of the study."""
+        weak = evaluation.autoguidance
+        if weak is None:
+            return None
+        path = self.journal.record.path.parent / weak.run
+        if not path.is_dir():
+            raise UserError(
+                f"autoguidance by {weak.run}, which is not in the study yet: sweep it first, then retry this run"
+            )
+        loaded = open_checkpoint(path, weak.step)
+        return Weak(loaded.model, loaded.apply, loaded.params)
 
     def _judges(self) -> dict[Evaluation, Scorer]:
         """Scorers that need files of the user's, opened before training: what is missing should not be noticed days later.

@@ -70,7 +70,7 @@ def draw_cells(
         path = RunStore(folder, run).path
         if any(path.glob("ema/[0-9]*")) or any(path.glob("checkpoints/[0-9]*")):
             loaded = open_checkpoint(path)
-            sampler = Sampler(loaded.apply, loaded.model, loaded.diffusion, batch_size=1)
+            sampler = Sampler(loaded.apply, loaded.model, loaded.diffusion, 1, loaded.objective)
             batch = next(sampler.draw(loaded.params, drawn, 0, 1, np.array([label], np.int32)))
             grid.images[key] = to_images(batch.images, decoder)[0]
             grid.steps[key] = loaded.step or 0

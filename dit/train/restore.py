@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from dit.design.config import (
     from_json,
     model_from_json,
 )
+from dit.design.objectives import ObjectiveConfig
 from dit.design.unet import UNetConfig
 from dit.errors import UserError
 from dit.model.compute import compute_on
@@ -66,6 +67,7 @@ class Loaded:
     identity: str
     note: str = ""
     latent_factors: tuple[float, float] | None = None
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
     @property
     def apply(self) -> Callable[[PyTree, Array, Array, Array], Array]:
@@ -262,7 +264,9 @@ def _of_run(path: Path, value: dict[str, Any], step: int | None) -> Loaded:
     else:
         params = _restore(states, step, jax.eval_shape(build(run).init), path).ema
     identity = digest({"run": run.hash, "step": step}, 64)
-    return Loaded(run.model, run.data, run.diffusion, params, step, run.run, identity, latent_factors=_factors(path))
+    return Loaded(
+        run.model, run.data, run.diffusion, params, step, run.run, identity, "", _factors(path), run.objective
+    )
 
 
 def _factors(path: Path) -> tuple[float, float] | None:

@@ -219,7 +219,7 @@ def rows_of(capsys, *arguments):
 def test_the_plan_as_json_has_the_documented_columns(here, capsys):
     rows = rows_of(capsys, "plan", "grid", "--json")
     assert len(rows) == 48
-    measured = {"sampling_steps", "sampling_gflops", "cfg_scale", "num_samples", "protocol", "citation"}
+    measured = {"sampling_steps", "nfe", "sampling_gflops", "cfg_scale", "num_samples", "protocol", "citation"}
     assert list(rows[0]) == [name for name in columns([]) if name not in measured]
     assert {row["status"] for row in rows} == {"planned"}
     assert os.listdir(here) == []

@@ -14,6 +14,7 @@ DOCUMENTED = [
         "images_seen",
         "train_gflops",
         "sampling_steps",
+        "nfe",
         "sampling_gflops",
         "cfg_scale",
         "num_samples",
@@ -21,7 +22,7 @@ DOCUMENTED = [
     ),
     *("protocol", "status", "source", "reason", "citation"),
 ]
-SCORED_ONLY = {"sampling_steps", "sampling_gflops", "cfg_scale", "num_samples", "fd_digits", "protocol"}
+SCORED_ONLY = {"sampling_steps", "nfe", "sampling_gflops", "cfg_scale", "num_samples", "fd_digits", "protocol"}
 
 MODEL = ModelConfig(
     "adaln_zero", 4, depth=3, hidden_size=24, num_heads=2, input_size=8, in_channels=1, num_classes=10, size="S"
@@ -38,13 +39,22 @@ GFLOPS = (EMBED + 3 * BLOCK + FINAL) / 1e9
 
 def test_the_columns_are_the_documented_ones_in_order():
     assert rows.columns(["fd_digits"]) == DOCUMENTED
-    assert rows.columns(["fid", "sfid"])[18:20] == ["fid", "sfid"]
+    assert rows.columns(["fid", "sfid"])[19:21] == ["fid", "sfid"]
 
 
 def test_the_columns_over_seeds_are_means_with_their_spread_and_count():
     assert rows.columns_over_seeds(["fd_digits"]) == [
         *("recipe", "study", "block", "size", "patch_size", "image_size", "tokens", "params", "gflops", "batch_size"),
-        *("step", "images_seen", "train_gflops", "sampling_steps", "sampling_gflops", "cfg_scale", "num_samples"),
+        *(
+            "step",
+            "images_seen",
+            "train_gflops",
+            "sampling_steps",
+            "nfe",
+            "sampling_gflops",
+            "cfg_scale",
+            "num_samples",
+        ),
         *("fd_digits", "fd_digits_sd", "n", "protocol", "source", "citation"),
     ]
 
@@ -76,6 +86,7 @@ def test_one_cell_by_hand():
         "step": 50,
         "images_seen": 3200,
         "sampling_steps": 32,
+        "nfe": 32,
         "cfg_scale": 1.0,
         "num_samples": 512,
         "fd_digits": 12.5,

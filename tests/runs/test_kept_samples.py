@@ -29,7 +29,7 @@ class OneByOne(Sampler):
     def __init__(self):
         self.drawn = []
 
-    def draw(self, params, evaluation, start, stop):
+    def draw(self, params, evaluation, start, stop, weak=None):
         for first in range(start, stop, self.batch_size):
             numbers = range(first, min(first + self.batch_size, stop))
             self.drawn.extend(numbers)
