@@ -19,7 +19,7 @@ from dit.design.flops import BACKWARD_FACTOR
 from dit.design.rows import VARIANT, Row
 
 UNKNOWN = "unknown"
-COLUMNS = ("sampler", "nfe", "guidance", "ema", "learning_rate", "decoder", "data", "reading")
+COLUMNS = ("sampler", "guidance", "ema", "learning_rate", "decoder", "data", "reading")
 """Columns that these rows have beside those of every results table."""
 DIT = "DiT"
 """The variant of what is trained as the paper trains."""
