@@ -18,15 +18,27 @@ from analysis.cache import collected
 from analysis.frames import COUNTS, Frame, frame
 from analysis.protocols import metric
 from dit.design.config import RunConfig
-from dit.design.rows import CELL_COLUMNS, END_COLUMNS, VARIANT, Row, cell_row, recipe, step_columns, variants
+from dit.design.metrics import describe
+from dit.design.rows import (
+    CELL_COLUMNS,
+    END_COLUMNS,
+    VARIANT,
+    Row,
+    cell_row,
+    recipe,
+    recorded_row,
+    step_columns,
+    variants,
+)
 from dit.errors import UserError
-from dit.store.study import FAILED, RunStore, load_study, read_record
+from dit.store.study import FAILED, RunStore, load_study, read_evaluation
 
 HASH, RECIPE, STEPS, GROWTH = "hash", "recipe", "steps", "growth"
 """Columns of `cells` besides those of the results table: identity hash, hash of the identity less its seed, steps asked for, and depth
 times width squared of the model; and `variant`, empty where the study has none."""
-PROTOCOL, FLOOR, SAMPLES = "protocol_json", "floor", "samples"
-"""Columns of `scores` besides those of the results table: protocol as JSON text, floor, and name of the file of first samples."""
+PROTOCOL, FLOOR, SAMPLES, OWN = "protocol_json", "floor", "samples", "own_metrics"
+"""Columns of `scores` besides those of the results table: protocol as JSON text, floor, name of the file of first samples, and as JSON text
+what readers have to know of metrics of the user's own."""
 LOSS_CELL = ("run", "study", "block", "size", "patch_size", "seed")
 """Columns that lead each logged row."""
 
@@ -72,13 +84,18 @@ def scores(folder: Path, runs: list[str]) -> Frame:
         store = RunStore(folder, run)
         rows: list[Row] = []
         for path in sorted((store.path / "evals").glob("*.json")):
-            value = read_record(path, row=dict, protocol=dict)
+            value = read_evaluation(path)
+            try:
+                value["row"] = recorded_row(run, study, value)
+            except UserError as error:
+                raise UserError(f"{path}: {error}; delete it to score again") from error
             if trouble := _trouble(value, cell_row(run, study)):
                 raise UserError(f"{path} is no evaluation of {name}: {trouble}; delete it to score again")
             images = store.path / "samples" / f"{path.stem}.npz"
             beside = {
                 PROTOCOL: json.dumps(value["protocol"]),
                 FLOOR: value.get("floor"),
+                OWN: json.dumps(value["own_metrics"]) if "own_metrics" in value else None,
                 SAMPLES: images.name if images.is_file() else None,
             }
             rows.append({**value["row"], **beside})
@@ -89,8 +106,12 @@ def scores(folder: Path, runs: list[str]) -> Frame:
         return rows
 
     table, _ = collected(folder, "scores", runs, files, read)
-    gaps = [name for name in ("protocol", PROTOCOL, FLOOR, SAMPLES) if name not in table.columns]
-    return table.assign(**dict.fromkeys(gaps))
+    gaps = [name for name in ("protocol", PROTOCOL, FLOOR, SAMPLES, OWN) if name not in table.columns]
+    table = table.assign(**dict.fromkeys(gaps))
+    for text in table[OWN].dropna().unique():
+        for facts in json.loads(text):
+            describe(facts)
+    return table.drop(columns=OWN)
 
 
 _TEXTS = (*(name for name in CELL_COLUMNS if name in ("run", "study", "block", "size")), *END_COLUMNS)

@@ -17,6 +17,8 @@ from dit.design.config import (
     Size,
     model_config,
 )
+from dit.design.features import Features
+from dit.design.metrics import Metric
 
 __all__ = [
     "BLOCKS",
@@ -27,7 +29,9 @@ __all__ = [
     "DataConfig",
     "DiffusionConfig",
     "Evaluation",
+    "Features",
     "Guard",
+    "Metric",
     "ModelConfig",
     "OptimConfig",
     "RunArguments",

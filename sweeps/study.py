@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import experiments
 from dit.design.config import RunConfig
+from dit.design.features import check_scored
 from dit.design.rows import planned_row, variants
 from dit.errors import UserError
 from dit.store.study import Study
@@ -40,6 +41,7 @@ def declared(name: str) -> Study:
         raise UserError(f"runs() of study '{name}' gave {len(runs)} cells: expected a non-empty list of RunConfig")
     first: dict[str, int] = {}
     for number, run in enumerate(runs):
+        check_scored(run)
         if run.hash in first:
             raise UserError(
                 f"study '{name}' has two equal cells, numbers {first[run.hash]} and {number} ({run.run}): "

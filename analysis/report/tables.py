@@ -12,6 +12,7 @@ from analysis.protocols import describe
 from analysis.results import StudyResults
 from analysis.style import block_name
 from analysis.tables import plain
+from dit.design.metrics import is_better_higher, label_of, of_column
 
 MOST_ROWS = 3000
 _CELL = ["block", "size", "patch_size"]
@@ -28,7 +29,6 @@ _HEADS = {
     "cfg_scale": ("guidance", "scale of classifier-free guidance; 1 is none"),
     "images_seen": ("images", "images seen in training"),
     "batch_size": ("batch", "batch size"),
-    "inception_score": ("IS", "Inception Score"),
     "goodput": ("goodput", "share of the time of all attempts that went into steps which no later attempt did again"),
 }
 
@@ -98,9 +98,16 @@ def written(value: Any) -> str:
 
 
 def _column(name: str, values: list[Any]) -> Column:
-    head, meaning = _HEADS.get(name, (name.replace("_", " "), ""))
+    head, meaning = _HEADS.get(name) or (name.replace("_", " "), _of_metric(name))
     numeric = all(isinstance(value, int | float) for value in values if value is not None)
     return Column(name, head, meaning, numeric, name in _MINOR)
+
+
+def _of_metric(name: str) -> str:
+    """What a metric's column holds; empty for any other column."""
+    if of_column(name) is None:
+        return ""
+    return f"{label_of(name)}; {'higher' if is_better_higher(name) else 'lower'} is better"
 
 
 def cell_table(shown: Scores) -> Table:

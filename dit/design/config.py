@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from dit.design.checks import require_choice, require_kind, require_number, require_positive, require_whole
+from dit.design.features import canonical_features
+from dit.design.metrics import canonical, column, from_record
+from dit.design.parts import digest, without_defaults
 from dit.design.topology import parse_mesh
 from dit.errors import UserError
 
@@ -220,10 +221,11 @@ Sampler = Literal["ddpm", "ddim"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One score to take: after which step, and under which declared protocol.
+    """Scores to take of one set of samples: after which step, and under which declared protocol.
 
-    `features` names the extractor ("digits", "mnist" or "inception"); `cfg_scale` 1 is no guidance; `cfg_channels` is how many
-    channels guidance moves, 3 as the released code does (never more than the input has) or `None` for all of them.
+    `features` names the extractor ("digits", "mnist", "inception" or one's own); `metrics` what is taken of the samples: always the Fréchet
+    distance, then others, which are no part of the protocol, so that one more leaves the rest as they are. `cfg_scale` 1 is no guidance;
+    `cfg_channels` is how many channels guidance moves, 3 as the released code does (never more than the input has), `None` for all.
     """
 
     step: int
@@ -237,8 +239,11 @@ class Evaluation:
     decoder: str = "none"
     sample_seed: int = 0
     precision: Precision = "float32"
+    metrics: tuple[Any, ...] = ("fid",)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "features", canonical_features(self.features))
+        object.__setattr__(self, "metrics", canonical(self.metrics))
         require_choice(self.sampler, get_args(Sampler), "sampler")
         require_choice(self.precision, get_args(Precision), "precision")
         optional = ["cfg_channels"] * (self.cfg_channels is not None)
@@ -250,8 +255,12 @@ class Evaluation:
 
     @property
     def metric(self) -> str:
-        """Column of the score: `fid` only for Inception features, `fd_<features>` for any other."""
-        return "fid" if self.features == "inception" else f"fd_{self.features}"
+        """Column of the Fréchet distance: `fid` only for Inception features, `fd_<features>` for any other."""
+        return column("fid", self.features)
+
+    def column(self, metric: str) -> str:
+        """Column of one of its metrics."""
+        return column(metric, self.features)
 
     @functools.cached_property
     def key(self) -> str:
@@ -262,8 +271,8 @@ class Evaluation:
     def declared(self) -> dict[str, Any]:
         """The declared protocol as plain JSON values, without the step; a field younger than the first scores only where it is set."""
         declared = dataclasses.asdict(self)
-        del declared["step"]
-        return _without_defaults(declared, precision="float32")
+        del declared["step"], declared["metrics"]
+        return without_defaults(declared, precision="float32")
 
 
 @dataclass(frozen=True)
@@ -315,8 +324,8 @@ class RunConfig:
         """
         fields = dataclasses.asdict(self)
         del fields["steps"], fields["evaluations"]
-        fields["model"] = _without_defaults(fields["model"], qk_norm=False)
-        return _without_defaults(fields, precision="float32", guard=dataclasses.asdict(Guard()))
+        fields["model"] = without_defaults(fields["model"], qk_norm=False)
+        return without_defaults(fields, precision="float32", guard=dataclasses.asdict(Guard()))
 
     @functools.cached_property
     def hash(self) -> str:
@@ -363,16 +372,6 @@ class RunArguments:
         parse_mesh(self.mesh)
 
 
-def _without_defaults(fields: dict[str, Any], **defaults: Any) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name not in defaults or value != defaults[name]}
-
-
-def digest(value: Any, length: int = 12) -> str:
-    """Hash of a JSON value in canonical form (sorted keys, shortest floats)."""
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:length]
-
-
 def to_json(run: RunConfig) -> dict[str, Any]:
     """A run as plain JSON values; `from_json` gives it back."""
     return dataclasses.asdict(run)
@@ -391,7 +390,7 @@ def from_json(value: dict[str, Any]) -> RunConfig:
             "data": DataConfig(**rest.pop("data")),
             "diffusion": DiffusionConfig(**rest.pop("diffusion")),
             "optim": OptimConfig(**rest.pop("optim")),
-            "evaluations": tuple(Evaluation(**evaluation) for evaluation in rest.pop("evaluations", ())),
+            "evaluations": tuple(Evaluation(**from_record(one)) for one in rest.pop("evaluations", ())),
             "guard": Guard(**rest.pop("guard", {})),
         }
         return RunConfig(**parts, **rest)

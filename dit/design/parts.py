@@ -8,7 +8,10 @@ needs it is named as "module:attribute" and loaded when it is asked for.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
+import json
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -63,6 +66,16 @@ def names(kind: type[Part]) -> list[str]:
     return list(dict.fromkeys(name for of, name, _ in _PARTS if of is kind))
 
 
+def sources(kind: type[Part], name: str) -> list[str]:
+    """The sources of a kind's parts of that name, in the order they were made."""
+    return [source for of, known, source in _PARTS if of is kind and known == name]
+
+
+def latest(kind: type[Part], name: str) -> str:
+    """The source of the part of that name that was made last; empty where there is none."""
+    return next(reversed(sources(kind, name)), "")
+
+
 def nearest(name: Any, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for what resembles a known name, else nothing."""
     close = difflib.get_close_matches(str(name), list(known), n=1)
@@ -73,5 +86,16 @@ def load(target: Any) -> Any:
     """What a record names as "module:attribute", imported; anything else is itself."""
     if not isinstance(target, str):
         return target
-    module, _, attribute = target.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    module, _, attributes = target.partition(":")
+    return operator.attrgetter(attributes)(importlib.import_module(module))
+
+
+def without_defaults(fields: dict[str, Any], **defaults: Any) -> dict[str, Any]:
+    """The fields that are not at their defaults, and those that have none."""
+    return {name: value for name, value in fields.items() if name not in defaults or value != defaults[name]}
+
+
+def digest(value: Any, length: int = 12) -> str:
+    """Hash of a JSON value in canonical form (sorted keys, shortest floats)."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:length]

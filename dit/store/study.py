@@ -4,9 +4,9 @@
     DIR/runs/<run>/config.json           the run's identity, immutable
     DIR/runs/<run>/environment-<n>.json  versions, git revision and device of attempt n
     DIR/runs/<run>/metrics/<n>.jsonl     rows logged by attempt n: step, loss, grad_norm, images_per_s, train_gflops
-    DIR/runs/<run>/evals/<step>-<key>.json   one row of the results table with its protocol
+    DIR/runs/<run>/evals/<step>-<key>.json   an evaluation with its scores, protocol and floor
     DIR/runs/<run>/samples/<step>-<key>.npz  the first samples of that evaluation (NHWC uint8, with labels)
-    DIR/runs/<run>/drawn/<step>-<key>.part   samples of an evaluation under way, see `dit.runs.kept_samples`
+    DIR/runs/<run>/drawn/<step>-<key>.part   samples of an evaluation under way, see `dit.score.kept_samples`
     DIR/runs/<run>/status.json           state, step, loss, attempt, reason
     DIR/runs/<run>/attempts/<n>.json     who holds the run and how attempts ended, see `dit.store.lease`
     DIR/arguments.json                   how its runs are carried out: the arguments that workers take where theirs are silent
@@ -33,11 +33,13 @@ from pathlib import Path
 from typing import Any
 
 from dit.design.config import Evaluation, RunConfig, from_json, to_json
+from dit.design.rows import recorded_metrics
 from dit.errors import UserError
 from dit.store.lease import Busy
 from dit.store.paths import open_beneath, open_regular, refuse_links, refuse_links_in
 
 SCHEMA_VERSION = 1
+EVALUATION_VERSION = 2  # of an evaluation's file, whose row was whole in it in schema 1
 
 PLANNED, RUNNING, DONE, FAILED = "planned", "running", "done", "failed"
 RETRYABLE = "retryable"
@@ -70,8 +72,8 @@ def write_json(path: Path, value: Any, fence: Fence = no_fence) -> None:
         raise
 
 
-def read_json(path: Path) -> Any:
-    """The value in a file that `write_json` wrote.
+def read_json(path: Path, newest: int = SCHEMA_VERSION) -> Any:
+    """The value in a file that `write_json` wrote, of schema `newest` at most.
 
     Raises:
         UserError: if the file is not JSON, or of a newer schema than this version reads.
@@ -86,22 +88,33 @@ def read_json(path: Path) -> Any:
             f"{path} is not readable as JSON ({error}): restore it from a copy, or delete it to start over"
         ) from error
     version = value.get("schema_version", SCHEMA_VERSION) if isinstance(value, dict) else SCHEMA_VERSION
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
+    if not isinstance(version, int) or version > newest:
         raise UserError(
-            f"{path} has schema version {version!r}, this version reads up to {SCHEMA_VERSION}: upgrade dit-scaling"
+            f"{path} has schema version {version!r}, this version reads up to {newest}: upgrade dit-scaling"
         )
     return value
 
 
-def read_record(path: Path, **fields: type) -> dict[str, Any]:
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """What an evaluation's file holds: `row`, or since schema 2 `evaluation` and `scores`; `protocol` and `floor`. As `read_record`."""
+    value = read_record(path, EVALUATION_VERSION)
+    kinds = {"row": dict} if "row" in value else {"evaluation": dict, "scores": dict}
+    return _with(path, value, protocol=dict, **kinds)
+
+
+def read_record(path: Path, newest: int = SCHEMA_VERSION, /, **fields: type) -> dict[str, Any]:
     """The dictionary in a file that `write_json` wrote, with at least these fields, of these kinds.
 
     Raises:
         UserError: as `read_json` does, or naming the first field that is missing or of another kind.
     """
-    value = read_json(path)
+    value = read_json(path, newest)
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, expected a dictionary: restore it from a copy")
+    return _with(path, value, **fields)
+
+
+def _with(path: Path, value: dict[str, Any], **fields: type) -> dict[str, Any]:
     for name, kind in fields.items():
         if not isinstance(value.get(name), kind) or isinstance(value[name], bool):
             raise UserError(
@@ -223,9 +236,9 @@ class RunStore:
         for pattern in (".*.json.*", "*/.*.npz.*", "evals/.*.json.*", "attempts/.[0-9]*.json.*", "drawn/.*.part.*"):
             for unfinished in self.path.glob(pattern):
                 unfinished.unlink(missing_ok=True)
-        for evaluation in self.run.evaluations:  # its writer may have died between the two files
-            if self.evaluation_path(evaluation).exists():
-                self.drawn_path(evaluation).unlink(missing_ok=True)
+        wanted = {self.drawn_path(evaluation) for evaluation in self.missing_evaluations()}
+        for path in {*(self.path / "drawn").glob("*.part")} - wanted:  # their writer died between the two files
+            path.unlink(missing_ok=True)
         path = self.path / "config.json"
         identity = {"schema_version": SCHEMA_VERSION, "hash": self.run.hash, **self.run.identity}
         if not path.exists():
@@ -273,10 +286,20 @@ class RunStore:
             return set()
 
     def missing_evaluations(self) -> list[Evaluation]:
-        """The run's evaluations without a row, in order of step."""
+        """By step, the evaluations without a file, or with one that lacks a metric; it is opened where more than one is asked for."""
         present = self.evaluation_names()
-        missing = [e for e in self.run.evaluations if self.evaluation_path(e).name not in present]
+        missing = [
+            e
+            for e in self.run.evaluations
+            if self.evaluation_path(e).name not in present or (len(e.metrics) > 1 and self.missing_metrics(e))
+        ]
         return sorted(missing, key=lambda e: e.step)
+
+    def missing_metrics(self, evaluation: Evaluation) -> tuple[str, ...]:
+        """Metrics of an evaluation that are not on record."""
+        path = self.evaluation_path(evaluation)
+        taken = recorded_metrics(read_evaluation(path)) if path.exists() else ()
+        return tuple(metric for metric in evaluation.metrics if metric not in taken)
 
     def is_done(self) -> bool:
         """Whether training reached its last step and every evaluation has its row."""
@@ -284,8 +307,8 @@ class RunStore:
         return status["state"] == DONE and status["step"] >= self.run.steps and not self.missing_evaluations()
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """Every evaluation row on record, by step."""
-        return [read_json(path) for path in sorted((self.path / "evals").glob("*.json"))]
+        """What every evaluation's file on record holds, by step."""
+        return [read_evaluation(path) for path in sorted((self.path / "evals").glob("*.json"))]
 
     def metrics(self) -> list[dict[str, Any]]:
         """Logged rows by step, each step once: the highest attempt's."""
