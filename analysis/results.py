@@ -21,6 +21,7 @@ from analysis.frames import Frame, frame
 from analysis.protocols import Protocol
 from analysis.seeds import over_seeds
 from dit.design import rows as columns_of
+from dit.design.metrics import in_order
 from dit.design.query import filter_rows
 from dit.design.rows import VARIANT, Row
 from dit.errors import UserError
@@ -174,7 +175,7 @@ def losses(source: str | Path) -> Frame:
 
 def _table(table: Frame) -> Frame:
     """Rows under the results table's columns, in their order."""
-    metrics = [name for name in table.columns if name not in _FIXED]
+    metrics = in_order(name for name in table.columns if name not in _FIXED)
     table = table.reindex(columns=columns_of.columns(metrics, VARIANT in table)).infer_objects()
     return table.astype({name: "float64" for name in metrics})
 
