@@ -75,3 +75,16 @@ def require_columns(table: Frame, columns: list[str]) -> None:
     for name in columns:
         if name not in table.columns:
             raise UserError(f"unknown column '{name}': expected one of {', '.join(table.columns)}")
+
+
+def pairs(texts: list[str], option: str) -> dict[str, str]:
+    """FIELD=... options as a dictionary."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise UserError(
+                f"{option} {text}: expected FIELD=..., as in {option} {'loss=train/loss' if option == '--map' else 'seed=0'}"
+            )
+        found[name] = value
+    return found

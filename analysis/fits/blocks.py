@@ -130,7 +130,7 @@ def _joint(
     natural = form.natural(best[None], center, scale)[0]
     first = form.size
     between = interval(spread[:, first - 1])
-    loose = between.high > LOOSE_EXPONENT
+    loose = between is not None and between.high > LOOSE_EXPONENT
     said = f"hardly identified: the interval of a reaches its bound {MAX_EXPONENT:g}" if loose else None
     exponent = Parameter("a", float(natural[first - 1]), between, said, "exponent of C, shared")
     notes = [Note("at_bound", f"the exponent that the blocks share is {said}")] if said else []
