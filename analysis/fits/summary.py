@@ -128,7 +128,20 @@ def _blocks(found: BlockComparison | Refusal) -> str:
         )
     head = f"times the compute of {found.reference} for the same score; {found.equation}"
     body = table(rows, ["block", "compute x", "95 %", "score x", "95 %", "cells", ""])
-    return "\n".join([head, body, *([_notes(found.notes)] if found.notes else [])])
+    factors = [
+        [
+            one.block,
+            "-" if one.factor is None else f"{one.factor:.3g}",
+            str(one.interval or "-"),
+            "-" if one.compute_factor is None else f"{one.compute_factor:.3g}",
+            str(one.cells),
+            one.said or "",
+        ]
+        for one in found.steps
+    ]
+    heads = ["block", "training steps x", "95 %", "compute x", "cells", "at one size and patch size"]
+    parts = [head, body, *([table(factors, heads)] if factors else [])]
+    return "\n".join([*parts, *([_notes(found.notes)] if found.notes else [])])
 
 
 def _frontier(found: Frontier | Refusal) -> str:

@@ -6,6 +6,7 @@ from scipy.special import ndtr
 from scipy.stats import t as student
 from simulated_scores import COMMON_STEP, TRUTHS, cell, observed, scores
 
+from analysis.fits.blocks import compare_blocks
 from analysis.fits.correlation import permuted
 from analysis.fits.fit import NotIdentified, fit_law
 from analysis.fits.frontier import frontier
@@ -14,6 +15,7 @@ from analysis.fits.noise import crossed, noise_of
 from analysis.fits.observations import VARIABLES, observe
 from analysis.fits.record import interval, new_score_limits
 from analysis.fits.sampling import sampling_law
+from analysis.fits.steps import step_factors
 from analysis.fits.validation import validate
 from analysis.results import collect
 from analysis.training_loss import as_scores
@@ -161,3 +163,30 @@ def test_young_averages_are_left_out_of_laws_unless_asked_for():
     assert "left out (--with-young-averages uses them)" in found.young and "used, as asked for" in all_of_them.young
     assert "DiT-S/2" not in set(found.rows["run"]) and "DiT-S/2" in set(all_of_them.rows["run"])
     assert found.left_out == all_of_them.left_out
+
+
+def test_blocks_of_the_mnist_study_as_factors_of_training_steps(losses):
+    small = losses.at((losses.rows["patch_size"] < 8).to_numpy())
+    found = {one.block: one for one in step_factors(small, "adaln_zero")}
+    for block, factor in (("adaln", 1.46), ("cross_attention", 1.53), ("in_context", 1.64)):
+        assert found[block].factor == pytest.approx(factor, abs=0.005) and found[block].factor in found[block].interval
+        assert found[block].interval.low > 1
+    refused = step_factors(losses, "adaln_zero")
+    assert all(one.factor is None and one.said.startswith("lack of fit") for one in refused)
+
+
+def test_blocks_of_the_mnist_study_as_ratios_and_multipliers(losses):
+    found = {one.block: one for one in compare_blocks(losses, replicates=200).multipliers}
+    for block, ratio, low, high in (
+        ("adaln", 1.087, 1.051, 1.124),
+        ("cross_attention", 1.119, 1.079, 1.160),
+        ("in_context", 1.128, 1.087, 1.170),
+    ):
+        one = found[block]
+        assert [one.score_ratio, one.score_ratio_interval.low, one.score_ratio_interval.high] == pytest.approx(
+            [ratio, low, high], abs=1.5e-3
+        )
+        assert one.multiplier is None and "lack of fit: without patch size 8" in one.said
+    small = losses.at((losses.rows["patch_size"] < 8).to_numpy())
+    without = {one.block: one.multiplier for one in compare_blocks(small, replicates=200).multipliers}
+    assert without == pytest.approx({"adaln": 3.59, "cross_attention": 4.69, "in_context": 5.47}, abs=0.02)
