@@ -25,6 +25,8 @@ import pandas as pd
 
 from analysis.frames import Frame, frame
 from dit.design.rows import Row
+from dit.errors import UserError
+from dit.store.paths import open_regular, refuse_links
 
 MAGIC = b"dit cache 2 "
 """Begins every file; the number grows when the format does, or what is derived."""
@@ -141,22 +143,24 @@ def write_shard(path: Path, shard: Shard) -> None:
         check = zlib.crc32(piece, check)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        refuse_links(beside)
         path.parent.mkdir(exist_ok=True)
         with open(beside, "wb") as file:
             file.writelines([MAGIC, check.to_bytes(4, "little"), *pieces])
         os.replace(beside, path)
-    except OSError as error:
+    except (OSError, UserError) as error:
         if path.parent not in _told:
             _told.add(path.parent)
-            reason = error.strerror or type(error).__name__
+            reason = str(error) if isinstance(error, UserError) else error.strerror or type(error).__name__
             print(f"{path.parent} cannot be written ({reason}): every run is read each time", file=sys.stderr)
 
 
 def read_shard(path: Path) -> Shard | None:
     """The shard in a file; None if there is none, or not a whole one of this version."""
     try:
-        data = memoryview(path.read_bytes())
-    except OSError:
+        with open_regular(path) as file:
+            data = memoryview(file.read())
+    except (OSError, UserError):
         return None
     start = len(MAGIC) + 4
     if data[: len(MAGIC)] != MAGIC or zlib.crc32(data[start:]).to_bytes(4, "little") != data[len(MAGIC) : start]:

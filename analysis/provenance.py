@@ -22,7 +22,7 @@ from dit.store.study import SCHEMA_VERSION, write_json
 
 _ROOT = Path(analysis.__file__).parents[1]
 # These read the rows; what they read is compared row by row, so a change in them makes no figure stale by itself.
-_READERS = {"analysis", *(f"analysis.{name}" for name in ("frames", "provenance", "query", "results", "tables"))}
+_READERS = {"analysis", *(f"analysis.{name}" for name in ("frames", "provenance", "results", "tables"))}
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ from pathlib import Path
 from analysis import published, records
 from analysis.frames import Frame, frame
 from analysis.protocols import Protocol
-from analysis.query import filter_rows
 from analysis.seeds import over_seeds
 from dit.design import rows as columns_of
+from dit.design.query import filter_rows
 from dit.design.rows import VARIANT, Row
 from dit.errors import UserError
+from dit.store.archives import SUFFIX, opened
 
 PUBLISHED: dict[str, Callable[[], list[Row]]] = {"paper": published.rows, "baselines": published.baselines}
 _FIXED = columns_of.columns([], variants=True)
@@ -122,17 +123,25 @@ def collect(source: str | Path) -> StudyResults:
 
 
 def study_folder(source: str | Path) -> Path:
-    """The folder of that name.
+    """The folder of that name, or the one that an archive of a study is unpacked to.
 
     Raises:
         UserError: if there is none.
     """
-    folder = Path(source)
+    folder = opened(Path(source))
     if not folder.is_dir():
         raise UserError(
-            f"no folder {folder}: expected one that `dit sweep` wrote, or 'paper' for the published numbers"
+            f"no folder {folder}: expected one that `dit sweep` wrote, an archive of one ({SUFFIX}), "
+            "or 'paper' for the published numbers"
         )
     return folder
+
+
+def output_folder(source: str | Path, study: StudyResults) -> Path:
+    """Where figures and report go unless told: the study's folder; beside an archive; `runs/paper` for published numbers."""
+    if str(source).endswith(SUFFIX):
+        return Path(str(source).removesuffix(SUFFIX))
+    return study.folder or Path("runs") / source
 
 
 def results(source: str | Path) -> Frame:

@@ -12,9 +12,9 @@ import numpy as np
 from analysis.fits.observations import CELL, Observations
 from analysis.frames import Frame, frame
 from analysis.protocols import Protocol
-from analysis.query import filter_rows
 from analysis.results import StudyResults
 from dit.design.config import LADDERS, Evaluation, RunConfig, model_config
+from dit.design.query import filter_rows
 from dit.design.rows import VARIANT, Row, planned_row, variants
 from dit.errors import UserError
 from dit.store.study import PLANNED, RunStore, load_study

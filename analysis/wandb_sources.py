@@ -103,7 +103,7 @@ def _expanded(paths: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            found.extend(sorted(one for one in path.rglob("*") if one.suffix in _SUFFIXES))
+            found.extend(sorted(one for one in path.rglob("*") if one.suffix in _SUFFIXES and one.is_file()))
         elif not path.is_file():
             raise UserError(f"no file {path}: expected one exported from wandb, or ENTITY/PROJECT")
         elif path.suffix not in _SUFFIXES:

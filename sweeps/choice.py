@@ -24,7 +24,7 @@ def chosen(ledger: Ledger, args: argparse.Namespace) -> tuple[RunConfig, ...]:
     named = tuple(ledger.run(name) for name in args.cell) if args.cell else ledger.study.runs
     if args.where is None:
         return named
-    from analysis.query import select
+    from dit.design.query import select
 
     satisfying = {row["run"] for row in select(status_rows(ledger), args.where)}
     return tuple(run for run in named if run.run in satisfying)

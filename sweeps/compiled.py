@@ -25,19 +25,14 @@ from dit.store.study import exclusive, read_json, write_json
 from sweeps.hardware import Hardware
 
 STEP_SOURCES = (
-    "ahead",
-    "blocks",
-    "compute",
-    "diffusion",
-    "layers",
-    "memory",
-    "memory_rules",
-    "mesh",
-    "model",
-    "optim",
-    "train",
+    "model/*.py",
+    "diffusion/*.py",
+    "design/memory_rules.py",
+    "train/ahead.py",
+    "train/optim.py",
+    "train/step.py",
 )
-"""Modules of `dit` that decide what is compiled."""
+"""Files of `dit` that decide what is compiled."""
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "libtpu")
 
 
@@ -57,7 +52,8 @@ def versions() -> dict[str, str | None]:
 @functools.cache
 def _source() -> str:
     folder = Path(dit.__file__).parent
-    return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in STEP_SOURCES)).hexdigest()[:12]
+    files = [path for pattern in STEP_SOURCES for path in sorted(folder.glob(pattern))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
 def request(run: RunConfig, hardware: Hardware, mesh: str, remat: str) -> dict[str, Any]:
@@ -128,7 +124,7 @@ def _ask(asked: dict[str, Any], name: str) -> dict[str, Any]:
     environment = {**os.environ, **described, "TF_CPP_MIN_LOG_LEVEL": "2"}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # what comes from it is no longer the compiler's account
     done = subprocess.run(
-        [sys.executable, "-m", "dit.train.ahead"],
+        [sys.executable, "-P", "-m", "dit.train.ahead"],
         input=json.dumps(asked),
         capture_output=True,
         text=True,

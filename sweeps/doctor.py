@@ -106,7 +106,7 @@ def devices(deadline_s: float = DEVICES_DEADLINE_S) -> Finding:
     """What JAX sees, and whether that is all the accelerators there are."""
     code = "import jax, json; print(json.dumps([[d.platform, d.device_kind] for d in jax.devices()]))"
     try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=deadline_s)
+        done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=deadline_s)
     except subprocess.TimeoutExpired:
         return Finding(
             FAIL,

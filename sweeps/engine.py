@@ -89,6 +89,21 @@ class Engine(Protocol):
 def worker_command(
     folder: Path, cell: str | None = None, python: str = sys.executable, options: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    """The command that works on a study: on the one cell, or on whatever is left to claim."""
+    """The command that works on a study: on the one cell, or on whatever is left to claim.
+
+    With -P, so that a folder `sweeps` or `dit` where it is started is not taken for the package. Whoever makes the command has written or
+    confirmed the study's arguments.
+    """
     chosen = () if cell is None else ("--cell", cell)
-    return (python, "-m", "dit", "worker", "--study", str(folder.absolute()), *chosen, *options)
+    return (
+        python,
+        "-P",
+        "-m",
+        "dit",
+        "worker",
+        "--study",
+        str(folder.absolute()),
+        "--trust-arguments",
+        *chosen,
+        *options,
+    )

@@ -169,6 +169,7 @@ class Ledger:
         cell = self.cell(run)
         if cell.state in ENDED:
             return False
+        record.check_place()
         try:
             held = lease.claim(
                 lease.run_files(record.path),

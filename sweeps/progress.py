@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from dit.design import flops
 from dit.design.config import RunConfig
 from dit.design.duration import duration
+from dit.hosts.terminal import steer
 
 PLAIN_EVERY_S = 10.0
 
@@ -116,7 +117,7 @@ class Progress:
 
     def _clear(self) -> None:
         if self._live:
-            self._stream.write("\r\x1b[K")
+            steer(self._stream, "\r\x1b[K")
 
     def _line(self, text: str) -> None:
         self._stream.write(text + "\n")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dit.design.flops import scoring_gflops, train_gflops
 from dit.design.rows import Row, planned_row, variants
+from dit.errors import plain
 from dit.store import lease
 from dit.store.study import DONE, FAILED, RunStore, read_record
 from sweeps.ledger import ENDED, HELD, Cell, Ledger, owner_name
@@ -67,12 +68,12 @@ def _row(ledger: Ledger, cell: Cell, now: float | None, variant: str | None) -> 
         **_best_scores(record),
         "loss": live.get("loss", cell.status.get("loss")),
         "images_per_s": speed,
-        "reason": printable(cell.reason) or None,
+        "reason": _line(cell.reason) or None,
         "steps": run.steps,
         **{name: cell.status.get(name) for name in ("goodput", "productive_s", "wall_s")},
         "attempts": cell.attempts,
-        "worker": printable(owner_name(cell.attempt)) if held and cell.attempt else None,
-        "engine": printable(cell.engine) or None,
+        "worker": _line(owner_name(cell.attempt)) if held and cell.attempt else None,
+        "engine": _line(cell.engine) or None,
         "silent_s": silent,
         "stale": bool(silent and cell.attempt and silent > cell.attempt.lease_s),
         "s_per_gflop": run.batch_size / (speed * per_step) if speed else None,
@@ -80,9 +81,8 @@ def _row(ledger: Ledger, cell: Cell, now: float | None, variant: str | None) -> 
     }
 
 
-def printable(text: str) -> str:
-    """The text on one line, without what would steer a terminal: it may come from a stranger's folder."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+def _line(text: str) -> str:
+    return plain(" ".join(text.split()))
 
 
 def _best_scores(record: RunStore) -> dict[str, float | None]:

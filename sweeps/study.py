@@ -81,6 +81,10 @@ def _module_at(path: Path) -> ModuleType:
         raise UserError(f"{path} is not a Python file: expected a study module with runs()")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # a dataclass in it looks itself up there
+    if str(path.parent.resolve()) not in sys.path:
+        sys.path.append(
+            str(path.parent.resolve())
+        )  # it may import the files beside it, which hide nothing of the package's
     loader = spec.loader
     _users(path, lambda: loader.exec_module(module))
     return module
@@ -108,7 +112,7 @@ def subset(study: Study, where: str | None) -> tuple[RunConfig, ...]:
     """
     if where is None:
         return study.runs
-    from analysis.query import select
+    from dit.design.query import select
 
     named = variants(study.runs)
     rows = [planned_row(run, study.name, variant=named.get(run.run)) for run in study.runs]

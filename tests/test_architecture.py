@@ -63,7 +63,8 @@ def reaches(found: set[str], *names: str) -> set[str]:
 
 
 def is_cli(module: str) -> bool:
-    return module in ("dit.cli", "dit.__main__") or module.startswith("dit.cli.")
+    """Entry points: the command line, and the three public functions in `dit/__init__.py`."""
+    return module in ("dit", "dit.cli", "dit.__main__") or module.startswith("dit.cli.")
 
 
 def test_the_reader_of_imports_sees_every_kind():
@@ -132,6 +133,7 @@ def test_analysis_reads_records_and_trains_nothing(module):
 @pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("sweeps")])
 def test_sweeps_know_no_science_and_only_workers_need_jax(module):
     assert not reaches(imports(module, top_level_only=True), *FRAMEWORKS)
+    assert not reaches(imports(module), "analysis")
     if module != "sweeps.worker":
         assert not reaches(
             imports(module),

@@ -22,6 +22,7 @@ from analysis.provenance import Made, code_digest, write_sidecar
 from analysis.results import StudyResults
 from analysis.style import STYLES, Style
 from dit.errors import UserError
+from dit.store.paths import refuse_links
 
 Draw = Callable[[StudyResults], Drawing]
 
@@ -84,6 +85,7 @@ def draw_all(
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: expected a folder for the figures, choose another --out")
     filtered = study.where(where)
+    refuse_links(out)
     out.mkdir(parents=True, exist_ok=True)
     for name in names:
         yield _draw_one(filtered, out, name, STYLES[style], where)
@@ -117,6 +119,8 @@ def _draw_one(study: StudyResults, out: Path, name: str, style: Style, where: st
             drawing = FIGURES[name].draw(study)
         except Skipped as reason:
             return Outcome(name, skipped=str(reason))
+        for kind in ("pdf", "png", "json"):
+            refuse_links(out / f"{name}.{kind}")
         files = save(drawing.figure, out, name, style.dpi)
     sidecar = out / f"{name}.json"
     made = Made(name, FIGURES[name].caption, style.name, where, code_of(name), files)

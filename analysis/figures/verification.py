@@ -13,6 +13,7 @@ from analysis.provenance import figure_rows, file_digest, rows_digest
 from analysis.results import StudyResults
 from analysis.style import STYLES
 from dit.errors import UserError
+from dit.store.paths import is_component
 from dit.store.study import read_json
 
 _NEEDED = {"style", "where", "code_sha256", "files_sha256", "rows_sha256", "rows", "runs", "protocols"}
@@ -48,7 +49,7 @@ def _verify_one(study: StudyResults, folder: Path, name: str, style: str) -> Ver
     path = folder / f"{name}.json"
     present = [one for one in (path, *(folder / f"{name}.{kind}" for kind in ("pdf", "png"))) if one.exists()]
     sidecar = read_json(path) if path.exists() else None
-    if sidecar is not None and not sidecar.keys() >= _NEEDED:
+    if sidecar is not None and not _is_sidecar(sidecar):
         return Verdict(name, f"{path.name} is no sidecar of this version")
     try:
         drawing = drawn(study if sidecar is None else study.where(sidecar["where"]), name, STYLES[style])
@@ -66,6 +67,19 @@ def _verify_one(study: StudyResults, folder: Path, name: str, style: str) -> Ver
     if sidecar["code_sha256"] != code_of(name):
         return Verdict(name, "the code that draws it has changed")
     return Verdict(name, _changed(study, sidecar, figure_rows(drawing.rows, drawing.metric), drawing.extra))
+
+
+def _is_sidecar(value: Any) -> bool:
+    """Whether it has the fields of a sidecar, of their kinds; the files it names lie beside it."""
+    kinds = (("where", str | None), ("files_sha256", dict), ("rows", list), ("runs", list), ("protocols", dict))
+    return (
+        isinstance(value, dict)
+        and value.keys() >= _NEEDED
+        and all(isinstance(value[name], kind) for name, kind in kinds)
+        and all(isinstance(row, dict) and "run" in row for row in (*value["rows"], *value["runs"]))
+        and all("hash" in run for run in value["runs"])
+        and all(map(is_component, value["files_sha256"]))
+    )
 
 
 def _changed(

@@ -19,8 +19,8 @@ import pandas as pd
 
 from analysis.fits.observations import Observations
 from analysis.frames import Frame
-from analysis.query import filter_rows
 from dit.design.parts import nearest
+from dit.design.query import filter_rows
 from dit.errors import UserError
 
 SCORE = "score"

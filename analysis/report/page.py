@@ -25,6 +25,7 @@ from analysis.report.words import protocol_words, summary
 from analysis.results import StudyResults, losses
 from dit.design.duration import duration
 from dit.errors import UserError
+from dit.store.paths import refuse_links
 from dit.store.study import load_study
 
 _PUBLISHED = "The numbers that the paper publishes (arXiv:2212.09748)."
@@ -41,6 +42,7 @@ def write_report(study: StudyResults, path: Path) -> Path:
     text = render(study)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
+    refuse_links(beside)
     beside.write_text(text, encoding="utf8")
     os.replace(beside, path)
     return path

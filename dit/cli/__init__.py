@@ -14,6 +14,7 @@ import sys
 from typing import NoReturn
 
 from dit.errors import UserError
+from dit.hosts.terminal import screened
 
 VERBS = {
     "flops": "count multiply-adds and parameters of every cell, beside the published values",
@@ -75,8 +76,12 @@ def _usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb and return its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    """Run one verb and return its exit code. What it prints steers no terminal, whatever is in the files that it reads."""
+    with screened():
+        return _main(sys.argv[1:] if argv is None else argv)
+
+
+def _main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage(), end="")
         return 0 if argv else 2

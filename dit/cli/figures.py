@@ -32,11 +32,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw; one line on standard output for each file's stem, one on standard error for each figure that was skipped."""
     from analysis.figures.registry import draw_all
-    from analysis.results import collect
+    from analysis.results import collect, output_folder
 
     study = collect(args.source)
-    folder = study.folder or Path("runs") / args.source
-    out = args.out or folder / "figures" / ("" if args.style == "paper" else args.style)
+    out = args.out or output_folder(args.source, study) / "figures" / ("" if args.style == "paper" else args.style)
     only = None if args.only is None else [name.strip() for name in args.only.split(",")]
     if args.verify:
         return _verify(args, study, out, only)

@@ -80,7 +80,7 @@ def _fit_table(args: argparse.Namespace) -> int:
     from analysis.fits.fit import Refusal
     from analysis.fits.summary import law_text, text
     from analysis.fits.table import observe_table
-    from analysis.query import pairs
+    from analysis.frames import pairs
     from dit.errors import UserError
 
     if args.of != "scores" or args.block:

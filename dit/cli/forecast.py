@@ -42,10 +42,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Freeze or score."""
-    from analysis.results import collect
+    from analysis.results import collect, output_folder
 
     study = replace(collect(args.source), with_young_averages=args.with_young_averages)
-    folder = args.out or (study.folder or Path("runs") / args.source) / "forecasts"
+    folder = args.out or output_folder(args.source, study) / "forecasts"
     return _score(study, folder, args) if args.score else _freeze(study, folder, args)
 
 

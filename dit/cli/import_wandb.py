@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Import; one line on standard output."""
-    from analysis.query import pairs
+    from analysis.frames import pairs
     from analysis.wandb_import import Fields, import_runs
     from analysis.wandb_sources import read_files, read_project
 

@@ -19,8 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the page and print its path."""
     from analysis.report.page import write_report
-    from analysis.results import collect
+    from analysis.results import collect, output_folder
 
     study = collect(args.source).where(args.where)
-    folder = study.folder or Path("runs") / args.source
-    print(write_report(study, args.out or folder / "report.html"))
+    print(write_report(study, args.out or output_folder(args.source, study) / "report.html"))

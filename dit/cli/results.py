@@ -50,8 +50,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table to standard output, and the floors to standard error."""
-    from analysis import query
     from analysis.results import collect
+    from dit.design import query
 
     style = style_of(args.format, args.out)
     study = collect(args.source)

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dit.hosts.terminal import steer
 from dit.store.study import DONE
 
 
@@ -31,10 +32,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the status once, or until the study has ended."""
+    from dit.store.archives import opened
     from sweeps.ledger import ENDED, Ledger
     from sweeps.status import status_rows
 
-    ledger = Ledger(args.folder)
+    ledger = Ledger(opened(args.folder))
     while True:
         rows = status_rows(ledger)
         shown = _chosen(rows, args.where)
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
             print(json.dumps(shown) if args.watch else json.dumps(shown, indent=1), flush=True)
         else:
             if args.watch and sys.stdout.isatty():
-                print("\x1b[2J\x1b[H", end="")
+                steer(sys.stdout, "\x1b[2J\x1b[H")
             print(f"{_table(shown)}\n{_totals(rows)}", flush=True)
         if not args.watch or all(row["status"] in ENDED for row in rows):
             return
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
 def _chosen(rows: list[dict[str, Any]], where: str | None) -> list[dict[str, Any]]:
     if where is None:
         return rows
-    from analysis.query import select
+    from dit.design.query import select
 
     chosen = {row["run"] for row in select(rows, where)}
     return [row for row in rows if row["run"] in chosen]

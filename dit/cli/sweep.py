@@ -34,6 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--declare", action="store_true", help="only make the study's folder: `dit worker` on any host runs the cells"
     )
     arguments.declare(parser)
+    arguments.declare_trust(parser)
     engines.declare(parser)
 
 
@@ -53,7 +54,7 @@ def _sweep(args: argparse.Namespace) -> int:
     runs, own_needs = subset(study, args.where), declared_resources(args.study)
     folder = args.out or Path("runs") / study.name
     check_study_folder(folder, study.name)
-    chosen = arguments.given(args, arguments.load(folder))
+    chosen = arguments.of(args, folder)
     left = [run for run in runs if not RunStore(folder, run).is_done()]
     _require_paths(left, chosen)
     _require_layout(left, chosen)

@@ -21,7 +21,7 @@ from dit.errors import UserError
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
-    from sweeps.arguments import declare
+    from sweeps.arguments import declare, declare_trust
 
     parser.add_argument(
         "--study", type=Path, required=True, metavar="DIR", help="the study's folder, as `dit sweep` made it"
@@ -54,6 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--events", action="store_true", help="tell what happens as JSON, a line each, on standard output"
     )
     declare(parser)
+    declare_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         (lambda event: None, lambda: None) if not gang.leads else _events() if args.events else _progress(ledger)
     )
     options = Options(args.lease, args.hang, args.wait)
-    worker = Worker(ledger, arguments.given(args, arguments.load(args.study)), options, report, gang)
+    worker = Worker(ledger, arguments.of(args, args.study), options, report, gang)
     with worker.stopping_on_signals():
         try:
             return serve(worker) if args.cells else worker.work(args.cell)

@@ -16,6 +16,7 @@ from typing import Any
 
 from dit.data.images import IMAGE_SUFFIXES
 from dit.errors import UserError
+from dit.store.paths import is_beneath
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,9 @@ def _from_file(root: Path, source: Path) -> ImageTree:
     pairs = _json_pairs(source, text) if source.suffix.lower() == ".json" else _csv_pairs(source, text)
     if not pairs:
         raise UserError(f"the label file {source} names no images; expected lines of path,label")
+    outside = next((path for path, _ in pairs if not is_beneath(path)), None)
+    if outside is not None:
+        raise UserError(f"the label file {source} names {outside[:80]!r}: expected paths of images under {root}")
     if len({path for path, _ in pairs}) != len(pairs):
         seen: set[str] = set()
         twice = next(path for path, _ in pairs if path in seen or seen.add(path))

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +24,8 @@ import numpy as np
 from jaxtyping import Float16
 
 from dit.errors import UserError
+from dit.store.environment import cache_folder
+from dit.store.paths import open_regular, private_folder, safe_component
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -172,7 +173,7 @@ def finished_shard(folder: Path, name: str) -> Shard | None:
     """The note of a shard that was finished earlier and still has its size, else None."""
     try:
         shard = _shard(json.loads(note_path(folder, name).read_text()))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # a UserError is a ValueError
         return None
     whole = (folder / name).exists() and (folder / name).stat().st_size == shard.num_bytes
     return shard if whole else None
@@ -210,7 +211,7 @@ def parse_manifest(text: str, source: str) -> Manifest:
     """The manifest in `text`, which came from `source`; checked for being whole, not against the shards."""
     raw = _parse(text, source)
     try:
-        manifest = Manifest(_settings(raw["settings"], source), tuple(map(_shard, raw["shards"])))
+        manifest = Manifest(_settings(raw["settings"], source), tuple(_shard(shard, source) for shard in raw["shards"]))
     except (KeyError, TypeError) as error:
         raise UserError(f"{source} is not a manifest of latents ({error!r}); encode the images again") from error
     if len(manifest.shards) != manifest.settings.num_shards or not manifest.records:
@@ -239,15 +240,16 @@ def _settings(raw: dict[str, Any], source: str) -> Settings:
         raise UserError(f"{source} is not a manifest of latents ({error!r}); encode the images again") from error
 
 
-def _shard(raw: dict[str, Any]) -> Shard:
+def _shard(raw: dict[str, Any], source: object = "a note") -> Shard:
+    safe_component(raw["name"], source)
     return Shard(**{**raw, "broken": tuple((path, reason) for path, reason in raw["broken"])})
 
 
 def open_latents(path: str | Path, *, verify: bool = True, cache: str | Path | None = None) -> tuple[Path, Manifest]:
     """(local folder, manifest) of the latents at `path`: a folder, or a URL such as `gs://bucket/latents`.
 
-    Shards at a URL are copied once to `cache` (default: `dit-latents` in the temporary folder) and read from there. Every shard's
-    sha256 is compared with the manifest, on all cores; `verify=False` compares sizes only. Raises UserError naming the shard.
+    Shards at a URL are copied once to `cache` (default: `latents` in `$DIT_CACHE`) and read from there.
+    Every shard's sha256 is compared with the manifest, on all cores; `verify=False` compares sizes only. Raises UserError naming the shard.
     """
     import fsspec
     from fsspec.implementations.local import LocalFileSystem
@@ -258,15 +260,17 @@ def open_latents(path: str | Path, *, verify: bool = True, cache: str | Path | N
         raise UserError(f"cannot open {path}: {error} (for gs:// install gcsfs)") from error
     root = root.rstrip("/")
     try:
-        manifest = parse_manifest(remote.cat_file(f"{root}/{MANIFEST}").decode(), f"{path}/{MANIFEST}")
+        if isinstance(remote, LocalFileSystem):
+            open_regular(Path(root) / MANIFEST).close()
+        text: Any = remote.cat_file(f"{root}/{MANIFEST}")
+        manifest = parse_manifest(text.decode(), f"{path}/{MANIFEST}")
     except OSError as error:
         raise UserError(
             f"no latents at {path}: {MANIFEST} cannot be read ({error}); make them with `dit encode`, to its end"
         ) from error
     local = isinstance(remote, LocalFileSystem)
-    base = Path(cache) if cache else Path(tempfile.gettempdir()) / "dit-latents"
-    folder = Path(root) if local else base / manifest.identity[:16]
-    folder.mkdir(parents=True, exist_ok=True)
+    base = Path(cache) if cache else cache_folder() / "latents"
+    folder = Path(root) if local else private_folder(base / manifest.identity[:16])
 
     def check(shard: Shard) -> None:
         if not local:
@@ -281,7 +285,7 @@ def open_latents(path: str | Path, *, verify: bool = True, cache: str | Path | N
 def _stage(remote: Any, source: str, folder: Path, shard: Shard) -> None:
     """Copy one remote shard unless it is here already."""
     target = folder / shard.name
-    if target.exists() and target.stat().st_size == shard.num_bytes:
+    if target.is_file() and target.stat().st_size == shard.num_bytes:
         return
     temporary = folder / f"{shard.name}.{os.getpid()}.tmp"
     try:
@@ -306,7 +310,7 @@ def _check(path: Path, shard: Shard, verify: bool) -> None:
         )
     if not verify:
         return
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != shard.sha256:
         raise UserError(

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dit.errors import UserError
+from dit.hosts.terminal import Screened
 
 PORT = 12321
 VARIABLES = (
@@ -131,7 +132,7 @@ def share(asked: bool) -> None:
         UserError: as `join`.
     """
     if asked and join() > 1:
-        sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
+        sys.stdout = Screened(os.fdopen(os.dup(1), "w", buffering=1))  # type: ignore[assignment]  # as a file is used
         os.dup2(2, 1)
 
 

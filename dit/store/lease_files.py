@@ -13,6 +13,8 @@ import uuid
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from dit.store.paths import open_regular, refuse_links
+
 
 @runtime_checkable
 class LeaseFiles(Protocol):
@@ -55,12 +57,14 @@ class DiskFiles:
     def read(self, name: str) -> bytes | None:
         """A file's content, or None if there is none."""
         try:
-            return (self.folder / name).read_bytes()
+            with open_regular(self.folder / name) as file:
+                return file.read()
         except FileNotFoundError:
             return None
 
     def create(self, name: str, data: bytes) -> bool:
         """Make the file by linking a finished one to its name, or by O_EXCL where the disk has no links."""
+        refuse_links(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         beside = self._beside(name, data)
         try:
@@ -91,10 +95,12 @@ class DiskFiles:
 
     def remove(self, name: str) -> None:
         """Delete the file if it is there."""
+        refuse_links(self.folder)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.folder / name)
 
     def _beside(self, name: str, data: bytes) -> Path:
+        refuse_links(self.folder)
         path = self.folder / f".{name}.{uuid.uuid4().hex}"
         path.write_bytes(data)
         return path

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from dit.design.config import digest
 from dit.errors import UserError
+from dit.store.paths import open_regular
 from dit.store.study import SCHEMA_VERSION
 
 NAME = "manifest.json"
@@ -57,7 +58,8 @@ def read(folder: Path) -> Manifest:
         UserError: if it is of a newer schema.
     """
     try:
-        manifest = json.loads((folder / NAME).read_text(encoding="utf8"))
+        with open_regular(folder / NAME) as file:
+            manifest = json.loads(file.read().decode("utf8"))
         recorded = manifest.pop("digest")
         version, found = manifest["schema_version"], Manifest(manifest["identity"], manifest["step"], manifest["files"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -35,6 +35,7 @@ from typing import Any
 from dit.design.config import Evaluation, RunConfig, from_json, to_json
 from dit.errors import UserError
 from dit.store.lease import Busy
+from dit.store.paths import open_beneath, open_regular, refuse_links, refuse_links_in
 
 SCHEMA_VERSION = 1
 
@@ -53,6 +54,7 @@ def no_fence() -> None:
 def write_json(path: Path, value: Any, fence: Fence = no_fence) -> None:
     """Write `value` whole or not at all: beside its place, synced, then, if the fence lets it, renamed over it."""
     text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    refuse_links(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -75,7 +77,10 @@ def read_json(path: Path) -> Any:
         UserError: if the file is not JSON, or of a newer schema than this version reads.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf8"))
+        with open_regular(path) as file:
+            value = json.loads(file.read().decode("utf8"))
+    except UserError:
+        raise
     except ValueError as error:  # not JSON, or not even text
         raise UserError(
             f"{path} is not readable as JSON ({error}): restore it from a copy, or delete it to start over"
@@ -174,7 +179,8 @@ def exclusive(path: Path, wait: bool = False) -> Iterator[None]:
         Busy: if another process holds it, unless told to `wait`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
+    refuse_links(path)
+    with os.fdopen(open_beneath(path.parent, path.name, os.O_RDWR | os.O_CREAT), "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
@@ -210,7 +216,7 @@ class RunStore:
         """Make the folder, or check that it is this run's; what a killed writer left half written is cleared.
 
         Raises:
-            UserError: if the folder's configuration is another run's, or its place is a link out of the study's folder.
+            UserError: if the folder's configuration is another run's, or it is or holds a link.
         """
         self.check_place()
         self.fence()
@@ -231,13 +237,9 @@ class RunStore:
         """Check that writing to the run's folder writes inside the study's.
 
         Raises:
-            UserError: if its place is a link out of the study's folder.
+            UserError: if it is a link, or holds one.
         """
-        study_folder = self.path.parents[1].resolve()
-        if not self.path.resolve().is_relative_to(study_folder):
-            raise UserError(
-                f"{self.path} is a link to {self.path.resolve()}, outside the study's folder: put the folder itself there"
-            )
+        refuse_links_in(self.path)
 
     def status(self) -> dict[str, Any]:
         """The last recorded status; `planned` for a run that has not begun."""
@@ -317,7 +319,8 @@ _NUMBER = (float, int, type(None))
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    lines = path.read_bytes().split(b"\n")
+    with open_regular(path) as file:
+        lines = file.read().split(b"\n")
     with contextlib.suppress(ValueError):  # all at once takes half the time; where it fails, the loop finds the line
         whole = json.loads(b"[" + b",".join(filter(None, lines)) + b"]")
         if all(map(_is_metrics_row, whole)):
@@ -353,7 +356,8 @@ class MetricsWriter:
         path = run_folder / "metrics" / f"{attempt:04d}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         self._fence = fence
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115  # closed by close()
+        opened = open_beneath(run_folder, f"metrics/{path.name}", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        self._file = os.fdopen(opened, "ab", buffering=0)
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row; it must hold `step`."""

@@ -30,6 +30,7 @@ from dit.errors import UserError
 from dit.hosts.processes import Absent, Processes, absentees
 from dit.store import manifest
 from dit.store.manifest import Corrupt
+from dit.store.paths import refuse_links
 from dit.store.study import Fence, no_fence
 
 Tree = TypeVar("Tree")
@@ -199,6 +200,7 @@ class CheckpointWriter(Checkpoints):
         os.rename(path, path.with_name(f"{path.name}.corrupt-{max(taken, default=-1) + 1}"))
 
     def _open(self) -> None:
+        refuse_links(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for left in self.folder.glob(".*.writing-*"):

@@ -9,7 +9,6 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -19,9 +18,10 @@ from typing import Any
 from dit.design.config import RunConfig
 from dit.errors import UserError
 from dit.store.lease import LEASE_S, attempts, run_files
+from dit.store.paths import refuse_links
 from dit.store.study import run_folder
 from sweeps.devices import Share, default_workers, out_of_memory_kills, shares
-from sweeps.engine import GONE, PENDING, RUNNING, CellTask, CommandState, Listener, Resources
+from sweeps.engine import GONE, PENDING, RUNNING, CellTask, CommandState, Listener, Resources, worker_command
 from sweeps.engines import needs
 from sweeps.queues import Queue
 
@@ -74,9 +74,10 @@ class Process:
     def start(self) -> None:
         """Start the process, in a session of its own so that only this engine signals it."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "dit", "worker", "--study", str(self.folder), "--cells", "-", "--events"]
+        command = [*worker_command(self.folder), "--cells", "-", "--events"]
         if self.share.cpus:
             command += ["--cpus", ",".join(map(str, self.share.cpus))]
+        refuse_links(self.log)
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 command,

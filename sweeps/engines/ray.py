@@ -105,7 +105,7 @@ class RayEngine:
             self._client.delete_job(self.job)
         plan = {task.cell: dataclasses.asdict(task.resources) for task in cells}
         write_json(self.folder / PLAN, {"schema_version": SCHEMA_VERSION, "cells": plan})
-        command = [self._python, "-m", "sweeps.engines.ray_driver", "--study", str(self.folder)]
+        command = [self._python, "-P", "-m", "sweeps.engines.ray_driver", "--study", str(self.folder)]
         command += ["--start-within", str(self._start_within_s)]
         try:
             self._client.submit_job(

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dit.store.paths import refuse_links
 from sweeps.engine import DONE, SOME_FAILED, STOPPED
 
 GRACE_S = 60.0
@@ -49,6 +50,7 @@ def run_command(
         if libc is not None:
             libc.prctl(1, last_signal)  # PR_SET_PDEATHSIG
 
+    refuse_links(Path(log))
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as output:
         process = subprocess.Popen(

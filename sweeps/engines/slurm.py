@@ -19,6 +19,7 @@ from pathlib import Path
 
 from dit.design.config import RunConfig, digest
 from dit.errors import UserError
+from dit.store.paths import refuse_links
 from dit.store.study import run_folder
 from sweeps.engine import (
     DONE,
@@ -192,6 +193,7 @@ class SlurmEngine:
         """Submit a cell's job, the user's options after this engine's own choices; its number."""
         words = task.command if self.python is None else (self.python, *task.command[1:])
         logs = self.folder / "logs"
+        refuse_links(logs)
         logs.mkdir(parents=True, exist_ok=True)
         return slurm_jobs.submit(
             self._scripts,

@@ -124,6 +124,7 @@ def _parameters(folder: Path, name: str, log: str, asked: Resources, options: Ma
             "--open-mode=append",
         ],
         "setup": [
+            "export PYTHONSAFEPATH=1",
             f"""if [ "$(stat -c '%u %a' {place})" != "$(id -u) 700" ]; then""",
             f"  echo {shlex.quote(f'{folder} is not a folder of yours with mode 0700')}",
             "  exit 2",

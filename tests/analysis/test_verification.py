@@ -80,6 +80,40 @@ def test_an_edited_or_missing_file_is_named(study, harm, said):
     assert stale(study, ["fig8"]) == {"fig8": said}
 
 
+@pytest.mark.parametrize(
+    "where",
+    [
+        "run.to_pickle.__func__.__globals__.__getitem__('sys').modules.__getitem__('os').mkdir('{mark}') == 0",
+        "run.to_csv('{mark}') == 0",
+        "@pd.eval('1') == 1",
+    ],
+)
+def test_the_filter_in_a_strangers_sidecar_is_not_run(study, tmp_path, capsys, where):
+    mark = tmp_path / "executed"
+    _edit(study / "figures" / "fig8.json", "where", where.format(mark=mark))
+    assert main(["figures", str(study), "--verify", "--only", "fig8"]) == 2
+    assert "does not parse at character" in capsys.readouterr().err
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("where", 7),
+        ("where", ["size"]),
+        ("files_sha256", {"../../x": ""}),
+        ("files_sha256", {"/etc/passwd": ""}),
+        ("files_sha256", []),
+        ("rows", [7]),
+        ("runs", [{}]),
+        ("protocols", "x"),
+    ],
+)
+def test_a_sidecar_of_other_kinds_is_none(study, key, value):
+    _edit(study / "figures" / "fig8.json", key, value)
+    assert stale(study, ["fig8"]) == {"fig8": "fig8.json is no sidecar of this version"}
+
+
 def _edit(path, key, value):
     write_json(path, {**read_json(path), key: value})
 

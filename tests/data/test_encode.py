@@ -307,6 +307,8 @@ def test_label_names_are_numbered_in_sorted_order(tree: Path, tmp_path: Path) ->
         ("l.csv", "a.jpg\n", "has the line 'a.jpg'"),
         ("l.csv", "", "names no images"),
         ("l.csv", "a.jpg,1\na.jpg,2\n", r"labels a\.jpg twice"),
+        ("l.csv", "../a.jpg,1\n", r"names '\.\./a\.jpg': expected paths of images under"),
+        ("l.json", '{"/etc/a.jpg": 0}', "names '/etc/a.jpg': expected paths of images under"),
         ("l.csv", "a.jpg,1\nb.jpg,2\n", r"none of the 2 images"),
         ("l.json", "{", "is not JSON"),
         ("l.json", '{"labels": null}', "has no list of labels"),

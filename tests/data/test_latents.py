@@ -213,6 +213,33 @@ def test_shards_at_a_url_are_copied_once_and_checked(folder: Path, tmp_path: Pat
     bucket.rm("/bucket", recursive=True)
 
 
+@pytest.mark.parametrize("name", ["../out", "/tmp/out", "..", "a/b", "a\\b", ".bashrc", "a\nb", "", "x" * 300, 7, None])
+def test_a_shards_name_never_leads_out_of_the_cache(folder: Path, tmp_path: Path, name: object) -> None:
+    raw = json.loads((folder / MANIFEST).read_text())
+    raw["shards"][0]["name"] = name
+    (folder / MANIFEST).write_text(json.dumps(raw))
+    bucket = fsspec.filesystem("memory")
+    bucket.put(str(folder), "/bucket/latents", recursive=True)
+    for place in ("memory://bucket/latents", folder):
+        with pytest.raises(UserError, match="expected a plain name without folders"):
+            open_latents(place, cache=tmp_path / "deep" / "cache")
+    bucket.rm("/bucket", recursive=True)
+    assert not (tmp_path / "deep").exists()
+
+
+def test_the_cache_is_the_users_own(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = fsspec.filesystem("memory")
+    bucket.put(str(folder), "/bucket/latents", recursive=True)
+    monkeypatch.setenv("DIT_CACHE", str(tmp_path / "cache"))
+    local, _ = open_latents("memory://bucket/latents")
+    assert local.parent == tmp_path / "cache" / "latents"
+    assert local.stat().st_mode & 0o777 == 0o700
+    local.chmod(0o777)
+    with pytest.raises(UserError, match="not a folder of your own"):
+        open_latents("memory://bucket/latents")
+    bucket.rm("/bucket", recursive=True)
+
+
 def test_a_protocol_that_is_not_installed_says_so() -> None:
     with pytest.raises(UserError, match="cannot open nosuch://bucket"):
         open_latents("nosuch://bucket")

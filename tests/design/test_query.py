@@ -1,14 +1,18 @@
 """Filtering, sorting and choosing columns, over frames and over the rows of a plan."""
 
 import json
+import re
+from datetime import timedelta
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from analysis import query
 from analysis.frames import frame
 from analysis.tables import CONVENTION, plain, render
+from dit.design import query
 from dit.errors import UserError
 
 ROWS = [
@@ -27,8 +31,20 @@ COLUMNS = list(ROWS[0])
         ("fd_digits < 2", "c"),
         ("gflops > 0.5 or size == 'S'", "abc"),
         ("seed == 0", "ab"),
-        ("block.str.startswith('ada') and not patch_size == 4", "ac"),
+        ("block in ['adaln', 'adaln_zero'] and not patch_size == 4", "ac"),
         ("size == 'M'", ""),
+        ("size != 'S' & ~(patch_size == 4) | run == \"a\"", "ac"),
+        ("0.5 < gflops <= 1", "c"),
+        ("`patch_size` * 2 - 1 == 3 and -gflops // 1 >= -1", "ac"),
+        ("size not in ('S', 'XL')", "b"),
+        ("size == ['S', 'XL']", "ac"),
+        ("fd_digits == None", "b"),
+        ("not fd_digits < 2", "ab"),
+        ("not seed == 0", ""),
+        ("not not seed == 0", "ab"),
+        ("fd_digits != 3", "bc"),
+        ("seed != 1", "ab"),
+        ("gflops / seed > 1e300", "ab"),
     ],
 )
 def test_an_expression_selects_rows(expression, runs):
@@ -45,7 +61,13 @@ def test_selected_rows_of_a_plan_are_the_same_objects():
     "expression",
     ["size ==", "(", "", "size == 'S' if", "colour == 'red'", "patch_size", "1", "True", "patch_size = 2", "@ROWS", "run == @expression",
      "size > 2",
-     "gflops.nothing == 1", "[1]", "lambda row: True", "print(size)", "size == 'S'\nseed == 0", "gflops.max() > 0", "1/0 > 1"],
+     "gflops.nothing == 1", "[1]", "lambda row: True", "print(size)", "size == 'S'\nseed == 0", "gflops.max() > 0", "1/0 > 1",
+     "size['a'] == 1", "f'{size}' == 'S'", "[size for size in run]",
+     "gflops ** 9 ** 9 ** 9 > 1", "size * 1000000000 == 'S'", "size == 'S' ; 1",
+     "__import__('os').system('x') == 0", "size := 'S'", "size in size", "size in [size]",
+     "gflops and size == 'S'", "(" * 500 + "size == 'S'",
+     "gflops" + "*9e9" * 9 + " * 1" + "*99999999999999" * 90 + " > patch_size" + "*99999999999999" * 90,
+     "size == 'S'" + " " * 10000, "size == '", "1 < None < gflops"],
 )  # fmt: skip
 def test_a_bad_expression_is_one_line_that_names_it_and_the_columns(expression):
     with pytest.raises(UserError) as error:
@@ -55,8 +77,79 @@ def test_a_bad_expression_is_one_line_that_names_it_and_the_columns(expression):
     assert "patch_size, seed" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("expression", "said"),
+    [
+        ("size = 'S'", "character 6: '=' does not belong here (use == to compare)"),
+        ("szie == 'S'", "character 1: name 'szie' is not defined (did you mean 'size'?)"),
+        (
+            "gflops.max() > 0",
+            "character 7: '.' does not belong here (attributes and calls are not part of this language",
+        ),
+        ("size == 'S' and len(run) > 1", "character 20: a call is not part of this language"),
+        ("size == 'S' AND seed == 0", "character 13: 'AND' does not belong here (did you mean 'and'?)"),
+        ("seed == 0 and size > 2", "character 20: text is compared with a number ('S' with 2)"),
+        ("seed is None", "use == or !="),
+    ],
+)
+def test_an_error_names_the_place_and_what_to_do(expression, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        query.select(ROWS, expression)
+
+
+WORDS = st.sampled_from(
+    [
+        *COLUMNS,
+        *re.split(
+            " ",
+            "and or not in == != < >= ( ) [ ] , + - * / // % ** & | ~ 'S' 'adaln' 2 0 1e999 None True `size` ` ' = . @ \\",
+        ),
+        *("lambda", "x", ":", "9" * 400, "\0", "\n", "é", "__class__", "os", "f'{size}'", "eval", "exit"),
+    ]
+)
+
+
+@settings(max_examples=3000, deadline=timedelta(seconds=1), database=None, derandomize=True)
+@given(
+    st.one_of(
+        st.lists(WORDS, max_size=14).map(" ".join), st.lists(WORDS, max_size=8).map("".join), st.text(max_size=40)
+    )
+)
+def test_no_text_gives_more_than_rows_or_one_line(expression):
+    try:
+        chosen = query.select(ROWS, expression)
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert all(row in ROWS for row in chosen)
+
+
+COMPARED = st.builds(
+    "{} {} {}".format,
+    st.sampled_from(["patch_size", "seed", "gflops", "fd_digits", "patch_size * 2 + 1", "-gflops", "fd_digits / gflops"]),
+    st.sampled_from(["==", "!=", "<", "<=", ">", ">="]),
+    st.sampled_from(["0", "1.5", "2", "3.0", "gflops", "-1"]),
+) | st.sampled_from(["size == 'S'", "block != 'adaln'", "size in ['S', 'B']", "patch_size not in [4]", "1 < gflops <= 2"])  # fmt: skip
+TRUTHS = st.recursive(
+    COMPARED,
+    lambda inner: (
+        st.builds("({} {} {})".format, inner, st.sampled_from(["and", "or", "&", "|"]), inner)
+        | st.builds("not ({})".format, inner)
+    ),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=300, deadline=None, database=None, derandomize=True)
+@given(TRUTHS)
+def test_rows_are_those_that_pandas_chooses(expression):
+    mask = frame(ROWS).eval(expression, engine="python")
+    expected = frame(ROWS)["run"][mask.astype("boolean").fillna(False)]
+    assert [row["run"] for row in query.select(ROWS, expression)] == list(expected)
+
+
 def test_names_outside_the_table_are_out_of_reach():
-    with pytest.raises(UserError, match="has an '@'"):
+    with pytest.raises(UserError, match="'@' does not belong here"):
         query.filter_rows(frame(ROWS), "run == @expression")
 
 
