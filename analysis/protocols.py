@@ -40,6 +40,8 @@ def describe(protocol: Protocol) -> str:
     """The protocol in a few words, for the foot of a figure."""
     if protocol["features"] == TRAINING_LOSS:
         return f"mean over {protocol['window_steps']:,} steps"
+    if protocol["features"] == "table":
+        return "as the table has it"
     words = [f"{protocol['num_samples']:,} samples"]
     if protocol.get("sampling_steps") is not None:
         words.append(f"{str(protocol.get('sampler')).upper()} {protocol['sampling_steps']} steps")

@@ -40,6 +40,7 @@ class StudyResults:
     holds the identity hash of each run, `recipes` that of its identity less the seed, which runs of one cell share; `samples` the file
     of first samples by (run, step, protocol). `sizes` and `patches` are those of the whole study, in order of growth, whatever `table`
     was filtered to. `waiting` has the runs without a row yet, under the same columns, and is filtered with it; `filters` says how.
+    `with_young_averages`: laws use scores of averages that still hold the first weights (`analysis.averages`).
     """
 
     name: str
@@ -54,6 +55,7 @@ class StudyResults:
     folder: Path | None = None
     waiting: Frame = field(default_factory=lambda: frame([], ["run"]))
     filters: tuple[str, ...] = ()
+    with_young_averages: bool = False
 
     @property
     def runs(self) -> set[str]:

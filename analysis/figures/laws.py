@@ -190,7 +190,8 @@ def forecast(study: StudyResults) -> Drawing:
         law = fit_law(observations, _compute_form(validation))
     except NotIdentified as reason:
         raise Skipped(str(reason)) from reason
-    held_out = [] if validation.chosen is None else list(validation.of(validation.chosen).folds)
+    folds = [] if validation.chosen is None else list(validation.of(validation.chosen).folds)
+    held_out = [fold for fold in folds if not fold.begun] or folds
     looks = looks_of(study)
     figure, [panels] = new_figure(
         2.7,
@@ -313,7 +314,8 @@ def sampling(study: StudyResults) -> Drawing:
         _gain_panel(panels[1], law, looks)
     told = f"{law.equation}: {_value(law.amplitude)}, {_value(law.exponent)}"
     floor = "Dotted: a cell's score with unlimited sampling steps; grey: 95 % band. "
-    foot(figure, f"{told}. {floor}{law.said + ' ' if law.said else ''}{shown.foot}")
+    notes = "".join(f"{note.text[0].upper()}{note.text[1:]}. " for note in law.notes)
+    foot(figure, f"{told}. {floor}{notes}{law.said + ' ' if law.said else ''}{shown.foot}")
     label_points(figure, [(panels[0], named)], 5.5)
     return Drawing(figure, shown.rows, shown.metric, {"sampling_law": law.to_json()})
 
