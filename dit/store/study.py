@@ -63,7 +63,7 @@ RETRYABLE = "retryable"
 
 
 def vouched_evaluation(path: Path) -> tuple[dict[str, Any], bool]:
-    """What an evaluation's file holds, and whether it has a digest: `row`, or since schema 2 `evaluation` and `scores`; `protocol`, `floor`.
+    """An evaluation's file, and whether it has a digest: `row`, or since schema 2 `evaluation` and `scores`; `protocol` and floor.
 
     Raises:
         UserError: as `read_record` does.
