@@ -23,11 +23,12 @@ from scipy import stats
 from analysis import field, published
 from analysis.results import StudyResults
 from analysis.tables import plain
+from dit.design.metrics import NOISE, is_better_higher, of_column
 from dit.design.rows import COUNT, DEVIATION, VARIANT, Row, recipe, recipe_fields
 from dit.errors import UserError
 from dit.store.study import load_study
 
-COV = 0.013
+COV = NOISE
 IMPLEMENTATIONS = 0.05
 CONFIDENCE = 0.95
 CELL = ("block", "size", "patch_size")
@@ -41,7 +42,6 @@ COLUMNS = (
 NOT_COMPARABLE, NOT_SIGNIFICANT, BETTER, WORSE, NO_BAND = (
     *("not comparable", "not significant", "better", "worse", "no band"),
 )
-_HIGHER_IS_BETTER = ("inception_score", "precision", "recall")
 _DERIVED = ("metric", "extractor")
 """Parts of a protocol that follow from others."""
 
@@ -212,7 +212,7 @@ class _Pairs:
         assumed = f"{100 * self._noise.cov:g} % {'between implementations' if self._noise.between else 'assumed'}"
         verdict = NOT_SIGNIFICANT
         if abs(delta) > band:
-            verdict = BETTER if (delta > 0) == (metric in _HIGHER_IS_BETTER) else WORSE
+            verdict = BETTER if (delta > 0) == is_better_higher(metric) else WORSE
         return {
             **row,
             "band_percent": 100 * band / against if against else None,
@@ -230,7 +230,8 @@ def standard_error(
     """
     if count > 1 and deviation is not None and not noise.between:
         return deviation / math.sqrt(count), count - 1
-    if metric == "fid" or metric.startswith("fd_"):
+    found = of_column(metric)
+    if found is not None and found.noise is not None:
         return noise.cov * abs(mean), math.inf
     return None
 

@@ -14,6 +14,7 @@ from typing import Any
 from analysis.comparable import MAIN_BLOCK
 from dit.design.config import digest
 from dit.design.flops import BACKWARD_FACTOR
+from dit.design.metrics import ADM as METRICS
 from dit.design.rows import Row
 
 PAPER = "arXiv:2212.09748"
@@ -25,7 +26,6 @@ REFERENCES = {
 """What the ADM suite calls the files with the statistics that the paper scores against."""
 BATCH_SIZE = 256
 SAMPLING_STEPS = 250
-METRICS = ("fid", "sfid", "inception_score", "precision", "recall")
 
 
 @dataclass(frozen=True)

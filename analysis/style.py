@@ -15,7 +15,7 @@ import matplotlib
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.lines import Line2D
 
-from dit.design.blocks import BLOCKS, Block, label_of
+from dit.design.blocks import BLOCKS, Block, block_label
 from dit.design.parts import latest, names
 
 Dash = Literal["-", "--", "-.", ":"] | tuple[float, Sequence[float]]
@@ -170,7 +170,7 @@ class Looks:
         own = [name for name in names(Block) if name not in BLOCKS]
         spare = _SPARE_COLOURS[own.index(block) % len(_SPARE_COLOURS)] if block in own else MUTED
         if part is None:
-            return Look(label_of(block), spare, "D")
+            return Look(block_label(block), spare, "D")
         dash = part.dash if isinstance(part.dash, str) else (part.dash[0], part.dash[1:])
         return Look(part.label, part.colour or spare, part.marker, dash)
 

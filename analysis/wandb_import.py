@@ -20,6 +20,8 @@ from typing import Any
 from analysis.wandb_sources import FINISHED, LoggedRun, flat
 from dit.design.config import DATASETS, Evaluation, OptimConfig, RunConfig, digest, from_json, model_config
 from dit.design.flops import sampling_gflops
+from dit.design.metrics import ADM as SCORES
+from dit.design.metrics import column, of_column
 from dit.design.rows import Row, cell_row, step_columns
 from dit.errors import UserError
 from dit.store.files import whole
@@ -57,7 +59,6 @@ USUAL: dict[str, tuple[str, ...]] = {
     "learning_rate": ("learning_rate", "lr", "optim.learning_rate"),
 }
 LOGGED = ("loss", "mse", "vb", "grad_norm", "images_per_s")
-SCORES = ("fid", "sfid", "inception_score", "precision", "recall")
 PROTOCOL = ("num_samples", "sampler", "sampling_steps", "cfg_scale", "ema", "decoder", "reference", "sample_seed")
 CELL = ("block", "size", "patch_size", "ladder", "dataset", "image_size", "seed", "batch_size", "learning_rate")
 _MODEL_NAME = re.compile(r"DiT[-_ ]?(?P<size>XL|S|B|L)[-_/ ](?P<patch_size>\d+)")
@@ -85,7 +86,7 @@ class Fields:
 
     def is_metric(self, name: str) -> bool:
         """Whether a mapped name is one of a run's logged columns that has no name of its own here."""
-        return name not in (*CELL, *PROTOCOL, *SCORES, "step") and not name.startswith("fd_")
+        return name not in (*CELL, *PROTOCOL, *SCORES, "step") and of_column(name) is None
 
 
 def import_runs(logged: Sequence[LoggedRun], fields: Fields, study: str, origin: str, out: Path) -> Study:
@@ -120,9 +121,9 @@ def _check_named(logged: Sequence[LoggedRun], fields: Fields) -> None:
     columns = list(dict.fromkeys(name for run in logged for name in run.columns()))
     settings = list(dict.fromkeys(name for run in logged for name in flat(run.config)))
     there = f"columns: {', '.join(columns) or 'none'}; configuration: {', '.join(settings) or 'none'}"
-    for name, column in fields.named.items():
-        if column not in columns and column not in settings:
-            raise UserError(f"--map {name}={column}: no run has it; {there}")
+    for name, there_as in fields.named.items():
+        if there_as not in columns and there_as not in settings:
+            raise UserError(f"--map {name}={there_as}: no run has it; {there}")
     if not any(
         fields.of(name, row) is not None for run in logged for row in run.rows for name in _measured(row, fields)
     ):
@@ -133,8 +134,8 @@ def _check_named(logged: Sequence[LoggedRun], fields: Fields) -> None:
 
 def _measured(row: Mapping[str, Any], fields: Fields) -> list[str]:
     """Fields of a history row that may hold a loss or a score."""
-    own = [name for name in row if name.startswith("fd_")]
-    mapped = [name for name in fields.named if fields.is_metric(name) or name.startswith("fd_")]
+    own = [name for name in row if of_column(name)]
+    mapped = [name for name in fields.named if fields.is_metric(name) or of_column(name)]
     return list(dict.fromkeys([*LOGGED, *SCORES, *own, *mapped]))
 
 
@@ -206,12 +207,16 @@ def _write_scores(
     study: str,
     places: Counter[tuple[int, str]],
 ) -> None:
-    """The evaluation files of one history row: its FID with the scores beside it, and each other Fréchet distance.
+    """The evaluation files of one history row, one for the metrics of each features: FID with the scores beside it, and others likewise.
 
     Args:
         places: how many scores of that name and step came before; counted up here.
     """
-    families = {"fid": SCORES, **{name: (name,) for name in (*row, *fields.named) if name.startswith("fd_")}}
+    families: dict[str, list[str]] = {"fid": list(SCORES)}
+    for name in dict.fromkeys((*row, *fields.named)):
+        if (found := of_column(name)) and name not in SCORES:
+            features = name.removeprefix(found.column_stem).removeprefix("_") if name != found.name else ""
+            families.setdefault(column("fid", features), []).append(name)
     for metric, names in families.items():
         scores = {name: _number(fields.of(name, row)) for name in names}
         scores = {name: value for name, value in scores.items() if value is not None}

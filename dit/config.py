@@ -16,7 +16,9 @@ from dit.design.config import (
     model_config,
 )
 from dit.design.data import DATASETS, Data, DataConfig
+from dit.design.features import Features
 from dit.design.guidance import WeakModel, autoguided_by
+from dit.design.metrics import Metric
 from dit.design.objectives import Objective, ObjectiveConfig
 from dit.design.samplers import Sampler
 from dit.design.unet import UNetConfig
@@ -33,7 +35,9 @@ __all__ = [
     "DataConfig",
     "DiffusionConfig",
     "Evaluation",
+    "Features",
     "Guard",
+    "Metric",
     "Model",
     "ModelConfig",
     "Objective",

@@ -18,6 +18,7 @@ from dit.design import parts
 from dit.design.blocks import Block
 from dit.design.config import ModelConfig, RunConfig
 from dit.design.data import Data
+from dit.design.features import check_scored
 from dit.design.rows import planned_row, variants
 from dit.design.sources import files_beside, is_users
 from dit.errors import UserError
@@ -53,6 +54,7 @@ def declared(name: str, check: bool = False) -> Study:
         _count(own, runs, check)
     first: dict[str, int] = {}
     for number, run in enumerate(runs):
+        check_scored(run)
         if run.hash in first:
             raise UserError(
                 f"study '{name}' has two equal cells, numbers {first[run.hash]} and {number} ({run.run}): "

@@ -18,7 +18,7 @@ from analysis.frames import Frame
 from analysis.results import StudyResults
 from analysis.seeds import require_one_variant
 from analysis.style import FAINT, MUTED
-from dit.design.blocks import in_order, label_of
+from dit.design.blocks import block_label, in_order
 from dit.errors import UserError
 
 _SMALL = 64  # pixels: below, a cell shows ten images, else four
@@ -71,7 +71,7 @@ def sizes_by_patches_sheet(study: StudyResults) -> Sheet:
     patches = [patch for patch in study.patches if patch in set(rows["patch_size"])]
     keyed = {(row["size"], row["patch_size"]): row for _, row in rows.iloc[::-1].iterrows()}
     grid = [[keyed.get((size, patch)) for patch in patches] for size in sizes]
-    return _sheet(study, shown, grid, sizes, [f"Patch size {patch}" for patch in patches], label_of(block))
+    return _sheet(study, shown, grid, sizes, [f"Patch size {patch}" for patch in patches], block_label(block))
 
 
 def blocks_by_sizes_sheet(study: StudyResults) -> Sheet:
@@ -92,7 +92,7 @@ def blocks_by_sizes_sheet(study: StudyResults) -> Sheet:
     sizes = [size for size in study.sizes if size in set(rows["size"])]
     keyed = {(row["block"], row["size"]): row for _, row in rows.iloc[::-1].iterrows()}
     grid = [[keyed.get((block, size)) for size in sizes] for block in blocks]
-    names, heads = [label_of(block) for block in blocks], [f"Size {size}" for size in sizes]
+    names, heads = [block_label(block) for block in blocks], [f"Size {size}" for size in sizes]
     return _sheet(study, shown, grid, names, heads, f"Patch size {patch}")
 
 

@@ -120,7 +120,7 @@ def in_order(blocks: Iterable[str]) -> list[str]:
     return [name for name in names(Block) if name in here] + [name for name in here if name not in names(Block)]
 
 
-def label_of(block: str) -> str:
+def block_label(block: str) -> str:
     """A block's name in figures and tables."""
     part = latest(Block, block)
     return part.label if part else OTHERS.get(block, block)

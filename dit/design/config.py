@@ -19,7 +19,9 @@ from dit.design.blocks import Block
 from dit.design.checks import require_choice, require_kind, require_number, require_positive, require_whole
 from dit.design.data import DATASETS as DATASETS
 from dit.design.data import DataConfig
+from dit.design.features import canonical_features
 from dit.design.guidance import WeakModel, check_guidance, from_json_values, plan_of
+from dit.design.metrics import canonical, column, from_record
 from dit.design.objectives import ObjectiveConfig
 from dit.design.parts import digest as digest
 from dit.design.parts import settle, without_defaults
@@ -196,11 +198,12 @@ class Guard:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One score to take: after which step, and under which declared protocol.
+    """Scores to take of one set of samples: after which step, and under which declared protocol.
 
-    `features` names the extractor ("digits", "mnist" or "inception"); `cfg_scale` 1 is no guidance; `cfg_channels` is how many
-    channels guidance moves, 3 as the released code does (never more than the input has) or `None` for all of them. It acts where
-    low < σ <= high of `cfg_interval` (of a flow: t), towards the model itself without its label or away from `autoguidance`'s.
+    `features` names the extractor ("digits", "mnist", "inception" or one's own); `metrics` what is taken of the samples: always the Fréchet
+    distance, then others, which are no part of the protocol, so that one more leaves the rest as they are. `cfg_scale` 1 is no guidance;
+    `cfg_channels` is how many channels guidance moves, 3 as the released code does (never more than the input has), `None` for all. It acts
+    where low < σ <= high of `cfg_interval` (of a flow: t), towards the model itself without its label or away from `autoguidance`'s.
     `sampler` names a `Sampler`, `sampler_options` what differs from its own options; `sampler_source` is found by itself.
     """
 
@@ -219,11 +222,14 @@ class Evaluation:
     sampler_source: str = ""
     cfg_interval: tuple[float, float] | None = None
     autoguidance: WeakModel | None = None
+    metrics: tuple[Any, ...] = ("fid",)
 
     def __post_init__(self) -> None:
         settle(self, "sampler_source", Sampler, self.sampler)
         object.__setattr__(self, "sampler_options", tuple(sorted(self.sampler_options)))
         check_guidance(self)
+        object.__setattr__(self, "features", canonical_features(self.features))
+        object.__setattr__(self, "metrics", canonical(self.metrics))
         require_choice(self.precision, get_args(Precision), "precision")
         optional = ["cfg_channels"] * (self.cfg_channels is not None)
         require_positive(self, "step", "num_samples", "sampling_steps", *optional)
@@ -234,8 +240,12 @@ class Evaluation:
 
     @property
     def metric(self) -> str:
-        """Column of the score: `fid` only for Inception features, `fd_<features>` for any other."""
-        return "fid" if self.features == "inception" else f"fd_{self.features}"
+        """Column of the Fréchet distance: `fid` only for Inception features, `fd_<features>` for any other."""
+        return column("fid", self.features)
+
+    def column(self, metric: str) -> str:
+        """Column of one of its metrics."""
+        return column(metric, self.features)
 
     @functools.cached_property
     def key(self) -> str:
@@ -246,7 +256,7 @@ class Evaluation:
     def declared(self) -> dict[str, Any]:
         """The declared protocol as plain JSON values, without the step; a field younger than the first scores only where it is set."""
         declared = dataclasses.asdict(self)
-        del declared["step"]
+        del declared["step"], declared["metrics"]
         younger = {"sampler_options": (), "sampler_source": "", "cfg_interval": None, "autoguidance": None}
         return without_defaults(declared, precision="float32", **younger)
 
@@ -348,7 +358,9 @@ def from_json(value: dict[str, Any]) -> RunConfig:
             "data": DataConfig(**rest.pop("data")),
             "diffusion": DiffusionConfig(**rest.pop("diffusion")),
             "optim": OptimConfig(**rest.pop("optim")),
-            "evaluations": tuple(Evaluation(**from_json_values(e)) for e in rest.pop("evaluations", ())),
+            "evaluations": tuple(
+                Evaluation(**from_record(from_json_values(one))) for one in rest.pop("evaluations", ())
+            ),
             "guard": Guard(**rest.pop("guard", {})),
             "objective": ObjectiveConfig(**rest.pop("objective", {})),
         }

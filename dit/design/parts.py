@@ -14,6 +14,7 @@ import difflib
 import hashlib
 import importlib
 import json
+import operator
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -203,8 +204,8 @@ def load(target: Any) -> Any:
     """What a record names as "module:attribute", imported; anything else is itself."""
     if not isinstance(target, str):
         return target
-    module, _, attribute = target.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    module, _, attributes = target.partition(":")
+    return operator.attrgetter(attributes)(importlib.import_module(module))
 
 
 def _is_plain(value: Any) -> bool:

@@ -175,8 +175,10 @@ def test_metric_is_fid_for_inception_alone_and_the_protocols_key_has_no_step():
         {"cfg_scale": 1.5, "cfg_interval": (0.1, 1.0)}, {"cfg_scale": 1.5, "autoguidance": autoguided_by(a_run())},
     ]  # fmt: skip
     assert {name for change in changes for name in change} == {f.name for f in dataclasses.fields(Evaluation)} - {
-        "step"
+        "step",
+        "metrics",
     }
+    assert dataclasses.replace(EVALUATION, metrics=("is", "kid")).key == EVALUATION.key
     keys = {dataclasses.replace(EVALUATION, **change).key for change in changes} | {EVALUATION.key}
     assert len(keys) == len(changes) + 1
 

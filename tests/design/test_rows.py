@@ -60,7 +60,7 @@ def test_the_columns_over_seeds_are_means_with_their_spread_and_count():
 
 
 def test_a_score_fills_every_column_in_order():
-    row = rows.score_row(RUN, "mine", EVALUATION, 12.5, "abc")
+    row = rows.score_row(RUN, "mine", EVALUATION, {"fd_digits": 12.5}, "abc")
     assert list(row) == DOCUMENTED[:-1]  # only what is published has a citation
 
 
@@ -70,7 +70,7 @@ def test_a_plan_fills_the_columns_known_before_in_order():
 
 
 def test_one_cell_by_hand():
-    row = rows.score_row(RUN, "mine", EVALUATION, 12.5, "abc")
+    row = rows.score_row(RUN, "mine", EVALUATION, {"fd_digits": 12.5}, "abc")
     params = row.pop("params")
     gflops = {name: row.pop(name) for name in ("gflops", "train_gflops", "sampling_gflops")}
     assert row == {
@@ -111,14 +111,14 @@ def test_a_planned_cell_stands_at_the_end_of_its_training():
 
 
 def test_guidance_doubles_the_cost_of_sampling_and_nothing_else():
-    plain = rows.score_row(RUN, "mine", EVALUATION, 1.0, "abc")
-    guided = rows.score_row(RUN, "mine", replace(EVALUATION, cfg_scale=1.5), 1.0, "abc")
+    plain = rows.score_row(RUN, "mine", EVALUATION, {"fd_digits": 1.0}, "abc")
+    guided = rows.score_row(RUN, "mine", replace(EVALUATION, cfg_scale=1.5), {"fd_digits": 1.0}, "abc")
     assert {name for name in plain if plain[name] != guided[name]} == {"sampling_gflops", "cfg_scale"}
     assert guided["sampling_gflops"] == 2 * plain["sampling_gflops"]
 
 
 def test_the_score_stands_under_the_name_of_its_features():
-    row = rows.score_row(RUN, "mine", replace(EVALUATION, features="inception"), 2.0, "abc")
+    row = rows.score_row(RUN, "mine", replace(EVALUATION, features="inception"), {"fid": 2.0}, "abc")
     assert row["fid"] == 2.0
     assert "fd_digits" not in row
 
