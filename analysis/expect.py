@@ -1,12 +1,12 @@
 """What loss and FID to expect of a cell at a training step, from the field's numbers (`analysis.field`), with a band and its sources.
 
-FID (50,000 samples, no guidance): each implementation's points, joined in log step and log FID; their geometric mean. The band is that
-of one more implementation: 5 % each, 95 %. Outside the published steps the slope of the nearest part of XL/2's curve is taken on, a third
-of the change is added to the band, and beyond a decade nothing is said.
+FID (50,000 samples, no guidance): each implementation's points, joined in log step and log FID; their geometric mean. The band is
+that of one more implementation: 5 % each, 95 %. Outside the published steps the slope of the nearest part of XL/2's curve goes on,
+a third of the change is added to the band, and beyond a decade nothing is said.
 Loss (simple loss plus variational bound, mean of a tenth of the steps): no log of a DiT is public, but DiCo's four are, of the same
-loss, data, batch and rate. A model that has the FID of a DiCo after 400K steps is given its loss (lines in log FID and log step): a DiT's is
-then 1 to 2 % above that of the DiCo of its name. Band 1.5 %, and 4 % more for each factor of e beyond DiCo's range of FID: for S/8,
-whose loss the authors told in words (DiT's thread 17), the rule is 4.5 % low at a distance of 1.1.
+loss, data, batch and rate. A model is given the loss that a DiCo of its FID after 400K steps has (lines in log FID and log step): a
+DiT's is then 1 to 2 % above that of the DiCo of its name. Band 1.5 %, and 4 % more for each factor of e beyond DiCo's range of FID:
+for S/8, whose loss the authors told in words (DiT's thread 17), the rule is 4.5 % low at a distance of 1.1.
 """
 
 from __future__ import annotations
@@ -132,38 +132,37 @@ def _slope(step: int) -> float:
 
 
 def _loss(cell: list[Row], fids: Mapping[str, Curve], step: int) -> Expected:
+    """From what was told or logged of the cell itself; else from the DiCo of its FID."""
     told = [row for row in cell if TRAINING_LOSS in row]
     for source, curve in _curves(told, TRAINING_LOSS).items():
         value = _at(curve, step)
         if value is not None:
-            how = READ if step in curve else INTERPOLATED
             in_words = told[0]["reading"].startswith("about")
             said = f"{'told in words' if in_words else 'from logs'} ({told[0]['citation']}); {_ONE_VALUE}"
-            return _expected(TRAINING_LOSS, step, value, (_IN_WORDS if in_words else _LOGGED) / _SIGMAS, how, [source], said)
+            sd = (_IN_WORDS if in_words else _LOGGED) / _SIGMAS
+            return _expected(TRAINING_LOSS, step, value, sd, READ if step in curve else INTERPOLATED, [source], said)
     anchor = {source: value for source, curve in fids.items() if (value := _at(curve, _ANCHOR)) is not None}
-    logs = {one["size"]: {} for one in field.rows() if one["source"] == "DiCo"}
-    for row in field.rows():
-        if row["source"] == "DiCo" and TRAINING_LOSS in row:
-            logs[row["size"]][row["step"]] = row[TRAINING_LOSS]
+    dico = [row for row in field.rows() if row["source"] == "DiCo"]
+    logged = [row for row in dico if TRAINING_LOSS in row]
+    logs = {
+        size: {row["step"]: row[TRAINING_LOSS] for row in logged if row["size"] == size}
+        for size in {row["size"] for row in logged}
+    }
     first, last = min(logs["XL"]), max(logs["XL"])
     if not anchor or not first <= step <= last:
-        said = f"the public logs span steps {first:,} to {last:,}" if anchor else "its FID after 400K steps, which places it, is not published"
+        place = "its FID after 400K steps, which places it among the public logs, is not published"
+        said = f"the public logs span steps {first:,} to {last:,}" if anchor else place
         return Expected(TRAINING_LOSS, step, None, None, None, NOTHING, "", said)
-    theirs = [row for row in field.rows() if row["source"] == "DiCo" and row.get("fid") and row["step"] == _ANCHOR]
-    x = np.log([row["fid"] for row in theirs])
-    within = min(step, _ANCHOR)
-    y = np.array([_at(logs[row["size"]], within) for row in theirs])
-    at = math.log(_mean(anchor.values()))
-    value = _line(x[::-1], y[::-1], at) + (_at(logs["XL"], step) or 0) - (_at(logs["XL"], within) or 0)
-    beyond = max(0.0, at - x.max(), x.min() - at)
-    later = step > _ANCHOR
-    how = EXTRAPOLATED if beyond or later else INTERPOLATED
-    said = (
-        f"DiCo's logs, at the FID of {math.exp(at):.4g} that this cell has after 400K steps"
-        f"{f', a factor of {math.exp(beyond):.2g} beyond theirs' if beyond else ''}{', later steps as DiCo-XL' if later else ''}; {_ONE_VALUE}"
-    )
-    sd = (_LIKENESS + _BEYOND * beyond) / _SIGMAS
-    return _expected(TRAINING_LOSS, step, value, sd, how, ["DiCo", *anchor], said)
+    theirs = sorted((row["fid"], row["size"]) for row in dico if row.get("fid") and row["step"] == _ANCHOR)
+    x, at, within = np.log([fid for fid, _ in theirs]), math.log(_mean(anchor.values())), min(step, _ANCHOR)
+    y = np.array([_at(logs[size], within) for _, size in theirs])
+    value = _line(x, y, at) + (_at(logs["XL"], step) or 0) - (_at(logs["XL"], within) or 0)
+    beyond, later = max(0.0, at - x[-1], x[0] - at), step > _ANCHOR
+    said = f"DiCo's logs, at the FID of {math.exp(at):.4g} that this cell has after 400K steps"
+    said += f", a factor of {math.exp(beyond):.2g} beyond theirs" if beyond else ""
+    said += ", later steps as DiCo-XL" if later else ""
+    how, sd = EXTRAPOLATED if beyond or later else INTERPOLATED, (_LIKENESS + _BEYOND * beyond) / _SIGMAS
+    return _expected(TRAINING_LOSS, step, value, sd, how, ["DiCo", *anchor], f"{said}; {_ONE_VALUE}")
 
 
 def _line(x: np.ndarray, y: np.ndarray, at: float) -> float:
@@ -176,9 +175,7 @@ def _mean(values: Iterable[float]) -> float:
     return float(np.exp(np.log(list(values)).mean()))
 
 
-def _expected(
-    metric: str, step: int, value: float, sd: float, how: str, sources: Iterable[str], said: str
-) -> Expected:
+def _expected(metric: str, step: int, value: float, sd: float, how: str, sources: Iterable[str], said: str) -> Expected:
     """With a band of relative standard deviation `sd` at 95 %."""
     factor = math.exp(_SIGMAS * sd)
     return Expected(metric, step, value, value / factor, value * factor, how, ", ".join(sources), said)

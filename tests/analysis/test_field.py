@@ -11,6 +11,7 @@ from synthetic_study import cells, write_study
 
 from analysis import field, published
 from analysis.compare import IMPLEMENTATIONS, Noise, compare
+from analysis.forecast import freeze
 from analysis.results import PUBLISHED, collect
 from dit.cli import main
 from dit.design.config import digest
@@ -130,3 +131,23 @@ def test_a_study_of_other_cells_says_so(tmp_path):
     study = collect(write_study(tmp_path / "nano", runs))
     with pytest.raises(UserError, match="no cell of 'demo' is in 'field'"):
         compare(study, collect("field"), noise=Noise(IMPLEMENTATIONS, between=True))
+
+
+@pytest.mark.parametrize(
+    ("where", "truth", "within"),
+    [
+        ("source == 'DiCo' and step == 400000 and training_loss > 0", 0.14570, 0.005),
+        ("source == 'DiCo' and step == 400000 and fid > 0", 11.67, 0.05),
+        ("source == 'SiT' and variant == 'SiT' and sampler == 'heun' and step == 400000", 18.04, 0.05),
+    ],
+)
+def test_xl_is_forecast_from_smaller_sizes(where, truth, within):
+    # power laws through three cells, by hand: log-log least squares of the same numbers
+    study = collect("field").where(where)
+    [cell] = freeze(study, "XL", retrospective=True, form="power").cells
+    small = study.table[study.table["size"] != "XL"]
+    metric = "fid" if "fid" in where or "SiT" in where else "training_loss"
+    x, y = np.log(small["train_gflops"].to_numpy(float)), np.log(small[metric].to_numpy(float))
+    by_hand = np.exp(np.polyval(np.polyfit(x, y, 1), np.log(cell.train_gflops)))
+    assert cell.score == pytest.approx(truth, rel=within)
+    assert cell.score == pytest.approx(by_hand, rel=0.04)  # Huber's law is near least squares
