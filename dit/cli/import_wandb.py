@@ -24,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--study", metavar="NAME", help="name of the study (default: that of DIR)")
     add("--map", nargs="+", action="extend", default=[], metavar="FIELD=COLUMN", help="where a field is logged")
     add("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="a field that was not logged")
-    add("--only", metavar="REGEX", help="runs whose name this is found in")
+    add("--only", metavar="REGEX", help="runs whose name or id this is found in")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,11 +44,11 @@ def run(args: argparse.Namespace) -> int:
         logged = read_files([Path(one) for one in args.source])
     if args.only is not None:
         try:
-            logged = [one for one in logged if re.search(args.only, one.name)]
+            logged = [one for one in logged if re.search(args.only, one.name) or re.search(args.only, one.id)]
         except re.error as error:
             raise UserError(f"--only {args.only!r} is no regular expression: {error}") from error
         if not logged:
-            raise UserError(f"--only {args.only!r}: no run's name has it")
+            raise UserError(f"--only {args.only!r}: no run's name or id has it")
     study = import_runs(logged, fields, args.study or args.out.name, ", ".join(args.source), args.out)
     print(f"{args.out}: {len(study.runs)} run{'s' * (len(study.runs) > 1)} of study {study.name}")
     return 0
