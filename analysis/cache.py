@@ -26,9 +26,10 @@ import pandas as pd
 from analysis.frames import Frame, frame
 from dit.design.rows import Row
 from dit.errors import UserError
-from dit.store.paths import open_regular, refuse_links
+from dit.store.files import whole
+from dit.store.paths import open_regular
 
-MAGIC = b"dit cache 2 "
+MAGIC = b"dit cache 3 "
 """Begins every file; the number grows when the format does, or what is derived."""
 SHARD_RUNS = 256
 SETTLED_S = 2.0
@@ -141,13 +142,9 @@ def write_shard(path: Path, shard: Shard) -> None:
     check = 0
     for piece in pieces:
         check = zlib.crc32(piece, check)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        refuse_links(beside)
-        path.parent.mkdir(exist_ok=True)
-        with open(beside, "wb") as file:
+        with whole(path) as beside, open(beside, "wb") as file:
             file.writelines([MAGIC, check.to_bytes(4, "little"), *pieces])
-        os.replace(beside, path)
     except (OSError, UserError) as error:
         if path.parent not in _told:
             _told.add(path.parent)

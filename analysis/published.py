@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dit.design.config import Block, digest
+from analysis.comparable import MAIN_BLOCK
+from dit.design.config import digest
 from dit.design.flops import BACKWARD_FACTOR
 from dit.design.rows import Row
 
@@ -31,7 +32,7 @@ METRICS = ("fid", "sfid", "inception_score", "precision", "recall")
 class Cell:
     """A model whose size the paper prints: Gflops (one multiply-add is one flop) and millions of parameters."""
 
-    block: Block
+    block: str
     size: str
     patch_size: int
     image_size: int
@@ -42,7 +43,7 @@ class Cell:
     def name(self) -> str:
         """The paper's name of the model, with what sets it apart from the plain adaLN-Zero one at 256 pixels."""
         name = f"DiT-{self.size}/{self.patch_size}"
-        name += f"-{self.block}" if self.block != "adaln_zero" else ""
+        name += f"-{self.block}" if self.block != MAIN_BLOCK else ""
         return name + (f"-{self.image_size}" if self.image_size != 256 else "")
 
     @property

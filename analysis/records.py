@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,17 @@ from analysis.protocols import metric
 from dit.design.config import RunConfig
 from dit.design.rows import CELL_COLUMNS, END_COLUMNS, VARIANT, Row, cell_row, recipe, step_columns, variants
 from dit.errors import UserError
-from dit.store.study import FAILED, RunStore, load_study, read_record
+from dit.store.files import NO_DIGEST, read_vouched, require_fields
+from dit.store.study import FAILED, RunStore, know_parts, load_study
 
 HASH, RECIPE, STEPS, GROWTH = "hash", "recipe", "steps", "growth"
 """Columns of `cells` besides those of the results table: identity hash, hash of the identity less its seed, steps asked for, and depth
 times width squared of the model; and `variant`, empty where the study has none."""
-PROTOCOL, FLOOR, SAMPLES = "protocol_json", "floor", "samples"
-"""Columns of `scores` besides those of the results table: protocol as JSON text, floor, and name of the file of first samples."""
+PROTOCOL, FLOOR, SAMPLES, VOUCHED = "protocol_json", "floor", "samples", "vouched"
+"""Columns of `scores` besides those of the results table: protocol as JSON text, floor, name of the file of first samples, and whether
+the row's file has a digest."""
+DAMAGED = "damaged"
+"""The status of a row in the place of a file that cannot be read; its reason names the file."""
 LOSS_CELL = ("run", "study", "block", "size", "patch_size", "seed")
 """Columns that lead each logged row."""
 
@@ -52,16 +57,13 @@ def cells(folder: Path) -> Frame:
             for run in study.runs
         ]
 
+    know_parts(folder)
     table, _ = collected(folder, "cells", ["study"], lambda _: [folder / "study.json"], read)
     return table if len(table) else frame([], [*CELL_COLUMNS, VARIANT, HASH, RECIPE, STEPS, GROWTH])
 
 
 def scores(folder: Path, runs: list[str]) -> Frame:
-    """A row for each score of the runs, with what else its file holds, and one for each failed run.
-
-    Raises:
-        UserError: for a file that is no evaluation.
-    """
+    """A row for each score of the runs, with what else its file holds, and one for each failed run and each damaged file."""
     config = _configs(folder)
 
     def files(run: str) -> list[Path]:
@@ -72,24 +74,33 @@ def scores(folder: Path, runs: list[str]) -> Frame:
         store = RunStore(folder, run)
         rows: list[Row] = []
         for path in sorted((store.path / "evals").glob("*.json")):
-            value = read_record(path, row=dict, protocol=dict)
-            if trouble := _trouble(value, cell_row(run, study)):
-                raise UserError(f"{path} is no evaluation of {name}: {trouble}; delete it to score again")
+            try:
+                value, vouched = read_vouched(path)
+                require_fields(value, path, row=dict, protocol=dict)
+                if trouble := _trouble(value, cell_row(run, study)):
+                    raise UserError(f"{path} is no evaluation of {name}: {trouble}; delete it to score again")
+            except (OSError, UserError) as error:
+                rows.append({**cell_row(run, study), "status": DAMAGED, "reason": str(error)})
+                continue
             images = store.path / "samples" / f"{path.stem}.npz"
             beside = {
                 PROTOCOL: json.dumps(value["protocol"]),
                 FLOOR: value.get("floor"),
                 SAMPLES: images.name if images.is_file() else None,
+                VOUCHED: int(vouched),
             }
             rows.append({**value["row"], **beside})
-        status = store.status()
+        try:
+            status = store.status()
+        except (OSError, UserError) as error:
+            return [*rows, {**cell_row(run, study), "status": DAMAGED, "reason": str(error)}]
         if status["state"] == FAILED:
             failed = {"status": FAILED, "source": study, "reason": status.get("reason")}
             rows.append({**cell_row(run, study), **step_columns(run, status.get("step", 0)), **failed})
         return rows
 
     table, _ = collected(folder, "scores", runs, files, read)
-    gaps = [name for name in ("protocol", PROTOCOL, FLOOR, SAMPLES) if name not in table.columns]
+    gaps = [name for name in ("protocol", PROTOCOL, FLOOR, SAMPLES, VOUCHED) if name not in table.columns]
     return table.assign(**dict.fromkeys(gaps))
 
 
@@ -124,7 +135,10 @@ def statuses(folder: Path, known: Frame) -> Frame:
     columns = ("state", "step", "attempt", "loss", "reason")
 
     def read(name: str) -> list[Row]:
-        status = RunStore(folder, config(name)[0]).status()
+        try:
+            status = RunStore(folder, config(name)[0]).status()
+        except (OSError, UserError) as error:
+            status = {"state": DAMAGED, "reason": str(error)}
         return [{column: status.get(column) for column in columns}]
 
     table, _ = collected(folder, "runs", list(known["run"]), lambda run: [folder / "runs" / run / "status.json"], read)
@@ -132,23 +146,39 @@ def statuses(folder: Path, known: Frame) -> Frame:
 
 
 def logged(folder: Path, known: Frame) -> Frame:
-    """Every logged step of the runs in `known`, led by the cell it belongs to.
-
-    Raises:
-        UserError: for a line that is no row.
-    """
+    """Every logged step of the runs in `known`, led by the cell it belongs to; rows that are damaged are left out, and that is said."""
     config = _configs(folder)
+
+    def read(name: str) -> list[Row]:
+        try:
+            return RunStore(folder, config(name)[0]).metrics()
+        except (OSError, UserError) as error:
+            return [{"step": 0, DAMAGED: str(error)}]
+
     table, counts = collected(
         folder,
         "losses",
         list(known["run"]),
-        lambda run: [folder / "runs" / run / "metrics"],
-        lambda name: RunStore(folder, config(name)[0]).metrics(),
+        lambda run: [folder / "runs" / run / part for part in ("metrics", "status.json")],
+        read,
     )
     if table.empty:
         return frame([], [*LOSS_CELL, "step", "loss"])
     lead = known[[name for name in LOSS_CELL if name not in table.columns]]
-    return pd.concat([lead.take(np.repeat(np.arange(len(known)), counts)).reset_index(drop=True), table], axis=1)
+    table = pd.concat([lead.take(np.repeat(np.arange(len(known)), counts)).reset_index(drop=True), table], axis=1)
+    if DAMAGED not in table:
+        return table
+    damaged = table[DAMAGED].notna()
+    say_left_out(folder, list(table.loc[damaged, DAMAGED]), "runs' rows")
+    return table[~damaged].drop(columns=DAMAGED).reset_index(drop=True)
+
+
+def say_left_out(folder: Path, reasons: list[str], what: str, unvouched: int = 0) -> None:
+    """Tell on standard error, in a line, how much was left out and why, and how much has no digest; nothing if all is well."""
+    said = [f"{len(reasons)} {what} left out, damaged or unreadable ({reasons[0]})"] if reasons else []
+    said += [f"{unvouched} {what} have {NO_DIGEST}"] if unvouched else []
+    if said:
+        print(f"{'; '.join(said)}: `dit verify {folder}` tells more", file=sys.stderr)
 
 
 def _configs(folder: Path) -> Callable[[str], tuple[RunConfig, str]]:

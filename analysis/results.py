@@ -11,6 +11,7 @@ row with status and reason and no score; a run that is planned or under way has 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from dit.design.query import filter_rows
 from dit.design.rows import VARIANT, Row
 from dit.errors import UserError
 from dit.store.archives import SUFFIX, opened
+from dit.store.study import hidden_runs
 
 PUBLISHED: dict[str, Callable[[], list[Row]]] = {"paper": published.rows, "baselines": published.baselines}
 _FIXED = columns_of.columns([], variants=True)
@@ -86,6 +88,15 @@ def collect(source: str | Path) -> StudyResults:
     folder = study_folder(source)
     cells = records.cells(folder)
     table = records.scores(folder, list(cells["run"]))
+    table = table.reindex(columns=list(dict.fromkeys([*table.columns, "status", "reason"])))
+    damaged = table["status"] == records.DAMAGED
+    unvouched = int((table[records.VOUCHED] == 0).sum())
+    records.say_left_out(folder, list(table.loc[damaged, "reason"]), "rows", unvouched)
+    if hidden := hidden_runs(folder, set(cells["run"])):
+        print(f"{len(hidden)} finished runs in the folder are not in study.json: {hidden[0]}", file=sys.stderr)
+    if len(table) and damaged.all():
+        raise UserError(f"no results in {folder}: every row is damaged ({table['reason'].iloc[0]})")
+    table = table[~damaged].reset_index(drop=True)
     if table.empty:
         raise UserError(
             f"no results in {folder}: none of its {len(cells)} runs has a score yet; run the study with `dit sweep`, "
@@ -98,7 +109,7 @@ def collect(source: str | Path) -> StudyResults:
     sampled = scored.dropna(subset=[records.SAMPLES])
     if (cells[VARIANT] != "").any():
         table[VARIANT] = table["run"].map(dict(zip(cells["run"], cells[VARIANT])))
-    whole = _table(table.drop(columns=[records.PROTOCOL, records.FLOOR, records.SAMPLES]))
+    whole = _table(table.drop(columns=[records.PROTOCOL, records.FLOOR, records.SAMPLES, records.VOUCHED]))
     waiting = cells[~cells["run"].isin(table["run"])].reindex(columns=whole.columns)
     return StudyResults(
         name=cells["study"].iloc[0],

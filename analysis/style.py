@@ -15,7 +15,10 @@ import matplotlib
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.lines import Line2D
 
-Dash = Literal["-"] | tuple[float, Sequence[float]]
+from dit.design.blocks import BLOCKS, Block
+from dit.design.parts import latest, names
+
+Dash = Literal["-", "--", "-.", ":"] | tuple[float, Sequence[float]]
 
 INK = "#222222"
 MUTED = "#6B6B6B"
@@ -104,12 +107,6 @@ def stroke(width: float) -> float:
 
 _SIZE_COLOURS = {"S": "#8CCB4C", "B": "#22A08A", "L": "#2B6CA3", "XL": "#3B1A5E"}
 _SPARE_COLOURS = ("#8C6D31", "#A55194", "#17A2B8", "#7F7F7F")
-_BLOCKS: dict[str, tuple[str, str, str, Dash]] = {
-    "in_context": ("In-context", "#E69F00", "v", (0, (1, 1.2))),
-    "cross_attention": ("Cross-attention", "#56B4E9", "s", (0, (3, 1, 1, 1))),
-    "adaln": ("adaLN", "#CC79A7", "D", (0, (4, 1.5))),
-    "adaln_zero": ("adaLN-Zero", "#D55E00", "o", "-"),
-}
 # From the largest patch (fewest tokens) to the smallest; further patch sizes repeat the last.
 _PATCHES: tuple[tuple[str, Dash], ...] = (
     ("s", (0, (1, 1.2))),
@@ -168,7 +165,13 @@ class Looks:
 
     def block(self, block: str) -> Look:
         """A block."""
-        return Look(*_BLOCKS[block])
+        part = latest(Block, block)
+        own = [name for name in names(Block) if name not in BLOCKS]
+        spare = _SPARE_COLOURS[own.index(block) % len(_SPARE_COLOURS)] if block in own else MUTED
+        if part is None:
+            return Look(block, spare)
+        dash = part.dash if isinstance(part.dash, str) else (part.dash[0], part.dash[1:])
+        return Look(part.label, part.colour or spare, part.marker, dash)
 
     def _patch(self, patch_size: int) -> tuple[str, Dash]:
         return _PATCHES[min(self.patches.index(patch_size), len(_PATCHES) - 1)]
@@ -178,8 +181,3 @@ def darker(colour: str, by: float = 0.35) -> str:
     """A colour mixed with black, to be legible as text."""
     red, green, blue = to_rgb(colour)
     return to_hex((red * (1 - by), green * (1 - by), blue * (1 - by)))
-
-
-def block_name(block: str) -> str:
-    """The paper's name of a block."""
-    return _BLOCKS[block][0]

@@ -11,12 +11,12 @@ import io
 import json
 import math
 import numbers
-import os
 from pathlib import Path
 from typing import Any
 
 from dit.design.rows import Row
 from dit.errors import UserError
+from dit.store.files import whole
 
 FORMATS = ("table", "csv", "json", "markdown", "latex")
 PARQUET = "parquet"
@@ -111,15 +111,14 @@ def deliver(rows: list[Row], columns: list[str], style: str, out: Path | None) -
     if out is None:
         print(render(rows, columns, style), end="")
         return
-    beside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         if out.is_dir():
             raise UserError(f"--out {out} is a folder: expected a file")
-        if style == PARQUET:
-            _write_parquet(rows, columns, beside)
-        else:
-            beside.write_text(render(rows, columns, style), encoding="utf8")
-        os.replace(beside, out)
+        with whole(out) as beside:
+            if style == PARQUET:
+                _write_parquet(rows, columns, beside)
+            else:
+                beside.write_text(render(rows, columns, style), encoding="utf8")
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from error
 

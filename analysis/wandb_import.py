@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -41,12 +39,12 @@ from dit.design.config import Evaluation, RunConfig, digest
 from dit.design.flops import sampling_gflops
 from dit.design.rows import Row, cell_row, step_columns
 from dit.errors import UserError
+from dit.store.files import whole
 from dit.store.study import (
     DONE,
     FAILED,
     RUNNING,
     SCHEMA_VERSION,
-    MetricsWriter,
     RunStore,
     Study,
     save_study,
@@ -78,16 +76,12 @@ def import_runs(logged: Sequence[LoggedRun], fields: Fields, study: str, origin:
             )
         runs[config.run] = one
         configs.append(config)
-    whole = Study(study, f"Imported from wandb: {origin}.", tuple(configs))
-    beside = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        save_study(beside, whole)
+    made = Study(study, f"Imported from wandb: {origin}.", tuple(configs))
+    with whole(out) as beside:
+        save_study(beside, made)
         for config, one, history in zip(configs, logged, histories):
             _write_run(RunStore(beside, config), one, history, fields, study)
-        os.replace(beside, out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return whole
+    return made
 
 
 def _check_told(logged: Sequence[LoggedRun], fields: Fields) -> None:
@@ -142,7 +136,7 @@ def _write_run(store: RunStore, one: LoggedRun, history: History, fields: Fields
     for step, row in history.rows:
         found = {name: number(fields.of(name, row)) for name in dict.fromkeys([*LOGGED, *extra])}
         merged.setdefault(step, {}).update({name: value for name, value in found.items() if value is not None})
-    with closing(MetricsWriter(store.path, 1)) as metrics:
+    with closing(store.metrics_writer(1)) as metrics:
         for step in sorted(step for step, row in merged.items() if row):
             metrics.write(
                 {"step": step, **merged[step], "train_gflops": _progress(store.run, step, counts)["train_gflops"]}
@@ -154,7 +148,9 @@ def _write_run(store: RunStore, one: LoggedRun, history: History, fields: Fields
     reasons += [f"{one.state} in wandb"] if one.state in _FAILED else []
     step = history.diverged[0] if history.diverged else max((step for step, _ in history.rows), default=0)
     state = FAILED if reasons else DONE if one.state == FINISHED else RUNNING
-    store.set_status(state, step=step, attempt=1, **({"reason": "; ".join(reasons)} if reasons else {}))
+    store.set_status(
+        state, step=step, attempt=1, metrics=metrics.end, **({"reason": "; ".join(reasons)} if reasons else {})
+    )
     for note in dict.fromkeys([*one.notes, *history.notes]):
         print(f"run {one.label}: {note}", file=sys.stderr)
 

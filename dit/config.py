@@ -1,12 +1,9 @@
 """What a study's file imports to declare its runs: the public names of `dit.design`, in one place that keeps its name."""
 
+from dit.design.blocks import BLOCKS, Block, Count, attention_and_mlp
 from dit.design.config import (
-    BLOCKS,
-    DATASETS,
     LADDERS,
     SIZES,
-    Block,
-    DataConfig,
     DiffusionConfig,
     Evaluation,
     Guard,
@@ -17,6 +14,7 @@ from dit.design.config import (
     Size,
     model_config,
 )
+from dit.design.data import DATASETS, Data, DataConfig
 
 __all__ = [
     "BLOCKS",
@@ -24,6 +22,8 @@ __all__ = [
     "LADDERS",
     "SIZES",
     "Block",
+    "Count",
+    "Data",
     "DataConfig",
     "DiffusionConfig",
     "Evaluation",
@@ -33,5 +33,6 @@ __all__ = [
     "RunArguments",
     "RunConfig",
     "Size",
+    "attention_and_mlp",
     "model_config",
 ]

@@ -27,6 +27,7 @@ from sweeps.hardware import Hardware
 STEP_SOURCES = (
     "model/*.py",
     "diffusion/*.py",
+    "design/blocks.py",
     "design/memory_rules.py",
     "train/ahead.py",
     "train/optim.py",
@@ -50,7 +51,8 @@ def versions() -> dict[str, str | None]:
 
 
 @functools.cache
-def _source() -> str:
+def source() -> str:
+    """The hash of what decides what is compiled."""
     folder = Path(dit.__file__).parent
     files = [path for pattern in STEP_SOURCES for path in sorted(folder.glob(pattern))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
@@ -72,7 +74,7 @@ def request(run: RunConfig, hardware: Hardware, mesh: str, remat: str) -> dict[s
 
 
 def _path(asked: dict[str, Any]) -> Path:
-    key = digest(json.loads(json.dumps({**asked, "versions": versions(), "source": _source()})), 16)
+    key = digest(json.loads(json.dumps({**asked, "versions": versions(), "source": source()})), 16)
     return cache_folder() / "plans" / f"{key}.json"
 
 

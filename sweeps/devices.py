@@ -47,13 +47,17 @@ def _device_files(folder: Path, pattern: str) -> list[str]:
     )
 
 
+def has_accelerators() -> bool:
+    """Whether JAX finds more than processors here."""
+    if os.environ.get("JAX_PLATFORMS", "") == "cpu":
+        return False
+    return bool(gpus() or tpu_chips() or (DEV / "kfd").exists())
+
+
 def default_workers() -> int:
     """One worker per processor, eight at most; one per GPU; one in all for a host's TPU chips and other accelerators."""
-    if os.environ.get("JAX_PLATFORMS", "") != "cpu":
-        if gpus():
-            return len(gpus())
-        if tpu_chips() or (DEV / "kfd").exists():
-            return 1
+    if has_accelerators():
+        return len(gpus()) or 1
     return min(len(processors()) or os.cpu_count() or 1, 8)
 
 

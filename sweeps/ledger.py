@@ -69,6 +69,15 @@ class Ledger:
         self.runs = {run.run: run for run in self.study.runs}
         self.observer = observer or Observer()
 
+    def require_study(self) -> None:
+        """Check that the study's folder is still there: what is gone is not made again.
+
+        Raises:
+            UserError: if it is not.
+        """
+        if not (self.folder / "study.json").is_file():
+            raise UserError(f"{self.folder} has no study.json any more: restore the folder, or sweep into a new one")
+
     def run(self, name: str) -> RunConfig:
         """The cell of that name.
 
@@ -100,12 +109,12 @@ class Ledger:
         def cell(state: str, reason: str = "", engine: str = "") -> Cell:
             return Cell(run, state, status, last, count, reason, engine)
 
+        if record.is_done():  # which is final, whatever the attempts say
+            return cell(DONE)
         if last is not None and not last.ended and not is_gone(last.owner):
             missing, trained = record.missing_evaluations(), status["step"] >= run.steps
             state = RUNNING if not trained else TRAINED if missing else EVALUATED
             return cell(state, "asked to save and stop" if lease.CANCEL in names else "")
-        if record.is_done():
-            return cell(DONE)
         if lease.CANCEL in names:
             return cell(CANCELLED, "cancelled: `dit retry` takes it up again")
         if status["state"] == FAILED and status["attempt"] > forgiven(record.path):
@@ -129,6 +138,7 @@ class Ledger:
 
         The state is read again under the lease, so a cell that another worker has just finished is not run twice.
         """
+        self.require_study()
         cell = self.cell(run)
         if cell.state in ENDED:
             return None

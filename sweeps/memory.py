@@ -1,61 +1,27 @@
-"""Memory of a training step on one device, counted from the model's shapes without compiling anything (no JAX).
+"""Memory of a training step on one device, counted without compiling anything.
 
 Counted are what a step carries (parameters, two moments, moving average: 16 bytes a parameter), the gradient (4), a bfloat16 copy of the
-weights where there is one (2), layers that fsdp gathers, and what the forward pass keeps for the backward one. The last follows from the
-network in `dit.model`: per block so many tensors of the tokens' width D, of the MLP's width, and of the attention's heads · tokens², as
-`KEPT` lists them; the tests hold it near what JAX's own linearisation keeps. A compiler reuses buffers and adds its own: see
-docs/planning.md for how far it is off.
+weights where there is one (2), layers that fsdp gathers, and what the forward pass keeps for the backward one. The last is what training
+counts for itself, by tracing the blocks (`dit.model.memory`). A compiler reuses buffers and adds its own: see docs/planning.md for how far
+the count is off.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from dit.design import flops
-from dit.design.config import Block, RunConfig
+from dit.design.config import ModelConfig, RunConfig, digest
 from dit.design.memory_rules import KEPT_ON_CPU, USABLE, Policy, state_bytes
+from dit.design.parts import load
 from dit.design.topology import MeshShape
+from dit.store.environment import cache_folder
+from dit.store.study import read_json, write_json
+from sweeps import compiled
 
 POLICIES: tuple[Policy, ...] = get_args(Policy)
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Tensors that one block keeps of each image: of width D in the format of products and always in float32, of the MLP's width, of
-    heads · tokens² (as many in the format of products as in float32), and vectors of width D that an image has once."""
-
-    width: int
-    width_float32: int = 0
-    mlp: int = 0
-    attention: int = 0
-    vectors: int = 0
-
-
-KEPT: dict[Policy, dict[Block, Kept]] = {
-    # 12 to 18 of width D: the inputs of products and norms, queries, keys, values, the residuals at each gate and sum.
-    "none": {
-        "adaln_zero": Kept(10, 4, 6, 1, vectors=10),
-        "adaln": Kept(8, 4, 6, 1, vectors=8),
-        "cross_attention": Kept(9, 9, 6, 1),
-        "in_context": Kept(6, 6, 6, 1),
-    },
-    # The results of products with weights (qkv 3, projections 1 each, the MLP's first), and the block's input.
-    "dots": {
-        "adaln_zero": Kept(6, mlp=1, vectors=6),
-        "adaln": Kept(5, mlp=1, vectors=4),
-        "cross_attention": Kept(7, mlp=1, vectors=4),
-        "in_context": Kept(5, mlp=1),
-    },
-    "full": {
-        "adaln_zero": Kept(1),
-        "adaln": Kept(1),
-        "cross_attention": Kept(1),
-        "in_context": Kept(1),
-    },
-}
-OUTSIDE = Kept(2, 2)
-"""What the embedding and the final layer keep."""
 
 
 @dataclass(frozen=True)
@@ -108,16 +74,14 @@ def step_bytes(run: RunConfig, shape: MeshShape, remat: str) -> int:
 
 def activation_bytes(run: RunConfig, remat: str, tensor: int = 1) -> int:
     """Bytes that one image's forward pass keeps, with those of the one block that is being recomputed; `tensor` splits MLP and heads."""
-    model = run.model
-    tokens = model.tokens + (flops.CONDITION_TOKENS if model.block == "in_context" else 0)
-    block = _bytes(run, KEPT[remat][model.block], tokens, tensor)  # type: ignore[index]  # a policy's name
-    recomputed = 0 if remat == "none" else _bytes(run, KEPT["none"][model.block], tokens, tensor)
-    return model.depth * block + recomputed + _bytes(run, OUTSIDE, model.tokens, tensor)
+    return _traced(dataclasses.replace(run.model, size="custom", ladder="custom"), run.precision, remat, tensor)
 
 
-def _bytes(run: RunConfig, kept: Kept, tokens: int, tensor: int) -> int:
-    model, half = run.model, 2 if run.precision == "bfloat16" else 4
-    width = tokens * model.hidden_size * (kept.width * half + kept.width_float32 * 4)
-    mlp = kept.mlp * tokens * model.mlp_hidden_size * half // tensor
-    attention = kept.attention * model.num_heads * tokens**2 * (half + 4) // tensor
-    return width + mlp + attention + kept.vectors * model.hidden_size * half
+@functools.lru_cache(maxsize=4096)
+def _traced(model: ModelConfig, precision: str, remat: str, tensor: int) -> int:
+    """What training counts for itself, kept in the cache folder by all that it depends on: to trace anew takes a second, with JAX."""
+    asked = [dataclasses.asdict(model), precision, remat, tensor, compiled.source(), compiled.versions()]
+    path = cache_folder() / "kept" / f"{digest(asked, 32)}.json"
+    if not path.exists():
+        write_json(path, load("dit.model.memory:activation_bytes")(model, precision, remat, tensor))
+    return int(read_json(path))

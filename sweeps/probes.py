@@ -7,7 +7,6 @@ CPU a run on c of the machine's n cores counts as c/n of it. A probe file holds 
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 
 from dit.design.config import RunConfig, from_json
 from dit.errors import UserError
-from dit.store.study import read_json, read_metrics
+from dit.store.files import read_json, write_json
+from dit.store.metrics import read_metrics
 from sweeps.hardware import Band, Hardware, cores
 
 SAME_TIME = (
@@ -82,14 +82,16 @@ def save_probes(path: Path, probes: dict[Key, Probe]) -> None:
         UserError: if it cannot be written.
     """
     try:
-        path.write_text(json.dumps([dataclasses.asdict(probe) for probe in probes.values()], indent=1) + "\n")
+        write_json(path, {"probes": [dataclasses.asdict(probe) for probe in probes.values()]})
     except OSError as error:
         raise UserError(f"cannot write probes to {path}: {error.strerror}") from error
 
 
 def _of_file(path: Path) -> list[Probe]:
     try:
-        return [Probe(**{**entry, "images_per_s": Band(**entry["images_per_s"])}) for entry in read_json(path)]
+        value = read_json(path)
+        entries = value["probes"] if isinstance(value, dict) else value  # earlier versions wrote the list alone
+        return [Probe(**{**entry, "images_per_s": Band(**entry["images_per_s"])}) for entry in entries]
     except (TypeError, KeyError) as error:
         raise UserError(
             f"{path} is not a probe file of this version ({error}): write it again with --save-probes"

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import pkgutil
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
 import experiments
+from dit.design import parts
+from dit.design.blocks import Block
 from dit.design.config import RunConfig
+from dit.design.data import Data
 from dit.design.rows import planned_row, variants
+from dit.design.sources import files_beside, is_users
 from dit.errors import UserError
-from dit.store.study import Study
+from dit.store import kept
+from dit.store.study import Study, load_study, read_record
 
 Result = TypeVar("Result")
 
@@ -26,18 +32,25 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(experiments.__path__))
 
 
-def declared(name: str) -> Study:
-    """The study of that name, or in the Python file at that path.
+def declared(name: str, check: bool = False) -> Study:
+    """The study of that name, in the Python file at that path, or on record in that folder, of which nothing is run.
+
+    Args:
+        check: whether to hold each of the study's own blocks against the traced model: its count and the shape that it gives back.
 
     Raises:
-        UserError: for an unknown name, a file that does not run, no `runs()`, no cells, or two equal cells.
+        UserError: for an unknown name, a file that does not run, no `runs()`, no cells, two equal cells, or a block that is not as it says.
     """
-    module, title = _module(name)
-    if not callable(getattr(module, "runs", None)):
-        raise UserError(f"study '{name}' has no runs(): define runs() -> list[RunConfig] in it")
-    runs = _users(Path(module.__file__ or name), lambda: tuple(module.runs()))
-    if not runs or not all(isinstance(run, RunConfig) for run in runs):
-        raise UserError(f"runs() of study '{name}' gave {len(runs)} cells: expected a non-empty list of RunConfig")
+    if Path(name).is_dir() and name not in names():
+        return load_study(Path(name))
+    with _loaded(name) as (module, title, files):
+        if not callable(getattr(module, "runs", None)):
+            raise UserError(f"study '{name}' has no runs(): define runs() -> list[RunConfig] in it")
+        runs = _users(Path(module.__file__ or name), lambda: tuple(module.runs()))
+        if not runs or not all(isinstance(run, RunConfig) for run in runs):
+            raise UserError(f"runs() of study '{name}' gave {len(runs)} cells: expected a non-empty list of RunConfig")
+        own = tuple(parts.made())
+        _count(own, runs, check)
     first: dict[str, int] = {}
     for number, run in enumerate(runs):
         if run.hash in first:
@@ -46,7 +59,7 @@ def declared(name: str) -> Study:
                 "give them different seeds, or one cell with both evaluations"
             )
         first[run.hash] = number
-    return Study(title, (module.__doc__ or "").strip(), runs)
+    return Study(title, (module.__doc__ or "").strip(), runs, own, files)
 
 
 def declared_resources(name: str) -> Callable[[RunConfig], Any] | None:
@@ -55,22 +68,100 @@ def declared_resources(name: str) -> Callable[[RunConfig], Any] | None:
     Raises:
         UserError: as `declared` does; the function itself, if it breaks at a cell.
     """
-    module, _ = _module(name)
-    own = getattr(module, "resources", None)
+    if Path(name).is_dir() and name not in names():
+        return None
+    with _loaded(name) as (module, _, _):
+        own = getattr(module, "resources", None)
     if not callable(own):
         return None
     return lambda run: _users(Path(module.__file__ or name), lambda: own(run))
 
 
-def _module(name: str) -> tuple[ModuleType, str]:
+def run_kept(folder: Path) -> None:
+    """Run the study's own file as its folder keeps it, so that the parts on record can be trained and sampled; nothing without parts.
+
+    Raises:
+        UserError: if a file is not the one that was swept, or what it makes is not what the record says.
+    """
+    value = read_record(folder / "study.json", runs=list)
+    if not value.get("parts"):
+        return
+    study = load_study(folder)
+    counts = {(part.name, part.source): part.count for part in study.parts if isinstance(part, Block)}
+    kept.checked(folder, value.get("files", {}))
+    with parts.of_a_study():
+        sys.path.insert(0, str((folder / kept.FOLDER).resolve()))
+        _module_at((folder / kept.FILE).resolve())
+        now = parts.made()
+    for part in now:
+        if isinstance(part, Block) and part.count is None and (part.name, part.source) in counts:
+            object.__setattr__(part, "count", counts[part.name, part.source])
+    for run in study.runs:
+        for kind, name, source in (
+            (Block, run.model.block, run.model.block_source),
+            (Data, run.data.name, run.data.source),
+        ):
+            if source and not any((type(one), one.name, one.source) == (kind, name, source) for one in now):
+                raise UserError(
+                    f"{kind.word} '{name}' of {folder} is not what its study.py makes here: data or a file outside it has changed"
+                )
+
+
+def run_kept_of(checkpoint: Path) -> None:
+    """The same for the study that a run's folder, or the folder itself, belongs to; nothing if there is none."""
+    for folder in (checkpoint, *checkpoint.absolute().parents[1:2]):
+        if (folder / "study.json").is_file():
+            run_kept(folder)
+
+
+def _count(own: tuple[parts.Part, ...], runs: tuple[RunConfig, ...], check: bool) -> None:
+    for block in own:
+        if not isinstance(block, Block):
+            continue
+        models = list(dict.fromkeys(run.model for run in runs if run.model.block_source == block.source))
+        if block.count is None:
+            print(f"block '{block.name}' has no count of its own: counted from the traced model", file=sys.stderr)
+            object.__setattr__(block, "count", parts.load("dit.model.traced:block_count"))
+        elif check:
+            for model in models:
+                parts.load("dit.model.traced:require_count")(model)
+
+
+@contextlib.contextmanager
+def _loaded(name: str) -> Iterator[tuple[ModuleType, str, dict[str, str]]]:
+    """The study's module, its name, and the text of its file and those beside it; its folder is on the path within."""
     path = Path(name)
-    if path.suffix == ".py" or "/" in name:
-        return _module_at(path), path.stem
-    if name in names():
-        return importlib.import_module(f"experiments.{name}"), name
-    raise UserError(
-        f"unknown study '{name}': expected one of {', '.join(names())}, or the path of a Python file with runs()"
-    )
+    if path.suffix != ".py" and "/" not in name:
+        if name not in names():
+            raise UserError(
+                f"unknown study '{name}': expected one of {', '.join(names())}, or the path of a Python file with runs()"
+            )
+        with parts.of_a_study():
+            yield importlib.import_module(f"experiments.{name}"), name, {}
+        return
+    folder = path.resolve().parent
+    before, there = list(sys.path), set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        with parts.of_a_study():
+            module = _module_at(path)
+            beside = [file for file in files_beside(path) if file.is_relative_to(folder)]
+            files = {
+                f"{kept.FOLDER}/{file.relative_to(folder).as_posix()}": file.read_text(encoding="utf8")
+                for file in beside
+            }
+            yield module, path.stem, {kept.FILE: path.read_text(encoding="utf8"), **files}
+    finally:
+        sys.path[:] = before
+        for loaded in set(sys.modules) - there:
+            file = getattr(sys.modules[loaded], "__file__", None)
+            if (
+                file
+                and is_users(Path(file).resolve())
+                and Path(file).resolve().is_relative_to(folder)
+                and loaded != f"study_{path.stem}"
+            ):
+                del sys.modules[loaded]
 
 
 def _module_at(path: Path) -> ModuleType:
@@ -81,10 +172,6 @@ def _module_at(path: Path) -> ModuleType:
         raise UserError(f"{path} is not a Python file: expected a study module with runs()")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # a dataclass in it looks itself up there
-    if str(path.parent.resolve()) not in sys.path:
-        sys.path.append(
-            str(path.parent.resolve())
-        )  # it may import the files beside it, which hide nothing of the package's
     loader = spec.loader
     _users(path, lambda: loader.exec_module(module))
     return module

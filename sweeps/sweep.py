@@ -95,6 +95,7 @@ def sweep(
             progress.close()
     elif failed := sum(cell.state == FAILED for cell in cells):
         tell(f"{failed} failed before and were left so: --retry-failed runs them again")
+    ledger.require_study()
     now = [cell.state for cell in ledger.cells(runs)]
     return Outcome(
         len(now),
@@ -142,6 +143,7 @@ class _Drive:
             try:
                 self.engine.submit([self._task(run) for run in self.left.values()])
                 while self.left and not self.signals:
+                    self.ledger.require_study()
                     if not self.engine.reports:
                         self._follow()
                     gone = [cell for cell, state in self.engine.poll().items() if state == GONE and cell in self.left]

@@ -167,7 +167,7 @@ def fake_execute(folder, study, run, arguments, report, lease):
         step, state = json.loads(saved[-1].read_text()) if saved else (0, "")
         progress = {"step": step, "attempt": lease.token}
         record.set_status(store.RUNNING, **progress)
-        metrics = MetricsWriter(record.path, lease.token, lease.check)
+        metrics = record.metrics_writer(lease.token)
         stops = {e.step for e in run.evaluations} | set(range(0, run.steps, arguments.checkpoint_every)) | {run.steps}
         spent = 0.0
         try:
@@ -189,9 +189,10 @@ def fake_execute(folder, study, run, arguments, report, lease):
                     lease.note(step=step, loss=row["loss"])
                     report({"event": "step", **row})
                 if step in stops or lease.stop:
+                    metrics.sync()  # no checkpoint lies beyond the rows before it
                     write_json(record.path / "checkpoints" / f"{step:08d}.json", [step, state], lease.check)
                     progress["step"] = step
-                    record.set_status(store.RUNNING, **progress)
+                    record.set_status(store.RUNNING, metrics.end, **progress)
                     if lease.stop:
                         raise Stopped
                     _evaluate(record, study, run, step, state)
@@ -199,7 +200,8 @@ def fake_execute(folder, study, run, arguments, report, lease):
             record.set_status(store.RETRYABLE, **progress, reason=lease.stop)
             lease.end(lease.stop)
             return store.RETRYABLE
-        record.set_status(store.DONE, **progress)
+        metrics.close()
+        record.set_status(store.DONE, metrics.end, **progress)
         lease.end(store.DONE)
         return store.DONE
 

@@ -11,7 +11,7 @@ import numpy as np
 from dit.design import flops
 from dit.design.config import BLOCKS, DATASETS, Evaluation, RunConfig, digest, model_config
 from dit.design.rows import score_row
-from dit.store.study import DONE, FAILED, MetricsWriter, RunStore, Study, save_study, write_json
+from dit.store.study import DONE, FAILED, RunStore, Study, save_study, write_json
 
 BLOCK_PENALTY = {"in_context": 1.6, "cross_attention": 1.3, "adaln": 1.25, "adaln_zero": 1.0}
 FLOOR = 1.25
@@ -65,7 +65,7 @@ def write_run(folder: Path, study: str, run: RunConfig, failed: str | None = Non
     store = RunStore(folder, run)
     store.create()
     last = run.steps // 2 if failed else run.steps
-    writer = MetricsWriter(store.path, 1)
+    writer = store.metrics_writer(1)
     rng = np.random.default_rng(run.seed)
     for step in range(10, last + 1, 10):
         loss = 0.12 + 1.5 * (flops.gflops(run.model) * 1e4) ** -0.2 * step**-0.6 + 0.004 * rng.normal()
@@ -83,7 +83,9 @@ def write_run(folder: Path, study: str, run: RunConfig, failed: str | None = Non
             path = store.samples_path(evaluation)
             path.parent.mkdir(exist_ok=True)
             np.savez(path, images=_images(score_of(run, evaluation)), labels=np.arange(20) % 10)
-    store.set_status(FAILED if failed else DONE, step=last, attempt=1, **({"reason": failed} if failed else {}))
+    store.set_status(
+        FAILED if failed else DONE, writer.end, step=last, attempt=1, **({"reason": failed} if failed else {})
+    )
 
 
 def write_study(

@@ -30,7 +30,7 @@ from analysis.figures.drawing import (
 from analysis.frames import Frame
 from analysis.results import StudyResults
 from analysis.style import COLUMN_WIDTH, INK, MUTED, Look, Looks, pt
-from dit.design.config import BLOCKS
+from dit.design.blocks import in_order
 
 
 def block_design(study: StudyResults) -> Drawing:
@@ -53,7 +53,7 @@ def block_design(study: StudyResults) -> Drawing:
         floor_line(axes, shown)
         step_axis(axes, rows["step"].max())
         title(axes, f"Block design, {size}/{patch}")
-        legend(figure, [looks.block(block) for block in BLOCKS if block in set(rows["block"])])
+        legend(figure, [looks.block(block) for block in in_order(rows["block"])])
     seeds = spread(points)
     foot(figure, shown.foot + (f" Band or bar: {seeds}." if seeds else ""))
     return Drawing(figure, rows, shown.metric)
@@ -83,7 +83,7 @@ def block_design_grid(study: StudyResults) -> Drawing:
             step_axis(axes, shown.rows["step"].max(), label=size == sizes[-1])
         score_axis(line[0], shown.of(shown.rows[shown.rows["size"] == size]), log=shown.spans_decades, label=False)
     score_label(figure, shown.label)
-    blocks = [looks.block(block) for block in BLOCKS if block in set(shown.rows["block"])]
+    blocks = [looks.block(block) for block in in_order(shown.rows["block"])]
     legend(figure, blocks, floor=shown.shows_floor, seeds=spread(pd.concat(drawn)))
     foot(figure, shown.foot)
     return Drawing(figure, shown.rows, shown.metric)
@@ -106,7 +106,7 @@ def _cell(rows: Frame, size: str, patch: int) -> Frame:
 
 def _bars(axes: Axes, points: Frame, looks: Looks) -> None:
     """A bar for each block with its mean over seeds above it."""
-    order = [block for block in BLOCKS if block in set(points["block"])]
+    order = in_order(points["block"])
     by_block = points.set_index("block")
     for place, block in enumerate(order):
         mean, sd = float(by_block["mean"][block]), float(by_block["sd"][block])
@@ -124,8 +124,6 @@ def _bars(axes: Axes, points: Frame, looks: Looks) -> None:
 
 def _curves(axes: Axes, rows: Frame, shown: Scores, looks: Looks) -> Frame:
     points = over_seeds(rows, ["block", "step"], shown.metric)
-    for block in BLOCKS:
-        one = points[points["block"] == block]
-        if not one.empty:
-            curve(axes, one, "step", looks.block(block))
+    for block in in_order(points["block"]):
+        curve(axes, points[points["block"] == block], "step", looks.block(block))
     return points

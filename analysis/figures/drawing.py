@@ -23,8 +23,8 @@ from analysis import protocols
 from analysis.frames import Frame
 from analysis.results import StudyResults
 from analysis.seeds import require_one_variant
-from analysis.style import FAINT, INK, MUTED, TEXT_WIDTH, Look, Looks, block_name, page, pt, stroke
-from dit.design.config import BLOCKS
+from analysis.style import FAINT, INK, MUTED, TEXT_WIDTH, Look, Looks, page, pt, stroke
+from dit.design.blocks import in_order, label_of
 
 _FLOOR_DASH = (0, (2, 2))
 _FOOT_SIZE = 5.8
@@ -104,7 +104,7 @@ def over_seeds(rows: Frame, by: list[str], metric: str) -> Frame:
 def grid_blocks(rows: Frame, least: int = 3) -> list[str]:
     """The blocks with at least `least` cells, in the order of the configuration."""
     cells = rows.drop_duplicates(["block", "size", "patch_size"]).groupby("block").size()
-    return [block for block in BLOCKS if cells.get(block, 0) >= least]
+    return [block for block in in_order(cells.index) if cells[block] >= least]
 
 
 def empty_figure(height: float, width: float = TEXT_WIDTH) -> Figure:
@@ -245,4 +245,4 @@ def title(axes: Axes, text: str) -> None:
 
 def block_title(axes: Axes, block: str) -> None:
     """A panel's title: the block's name."""
-    title(axes, block_name(block))
+    title(axes, label_of(block))

@@ -36,7 +36,8 @@ from analysis.fits.record import Parameter
 from analysis.fits.sampling import CellSampling, SamplingLaw, sampling_law
 from analysis.fits.validation import Fold, Validation, validate
 from analysis.results import StudyResults
-from analysis.style import COLUMN_WIDTH, FAINT, INK, MUTED, Look, Looks, block_name, darker, pt, stroke
+from analysis.style import COLUMN_WIDTH, FAINT, INK, MUTED, Look, Looks, darker, pt, stroke
+from dit.design.blocks import label_of
 
 COMPUTE_LABEL = "Training compute (Gflops)"
 _COMPUTE_FORMS = ("power", "power+E")
@@ -73,7 +74,7 @@ def pareto(study: StudyResults) -> Drawing:
         if one.interval is not None:
             axes.vlines(one.train_gflops, one.interval.low, one.interval.high, color=look.colour, linewidth=stroke(0.9))
         _mark(axes, one.train_gflops, one.score, look)
-        name = f"{size}/{patch}" + ("" if block == main_block(observations) else f" {block_name(block)}")
+        name = f"{size}/{patch}" + ("" if block == main_block(observations) else f" {label_of(block)}")
         last = (block, size, patch) not in cells[place + 1 :]
         marks.append(Point(one.train_gflops, one.score, name if last else "", darker(look.colour)))
     score_axis(axes, shown, log=True)
@@ -82,7 +83,7 @@ def pareto(study: StudyResults) -> Drawing:
     said = "" if found.noise.relative_sd is None else f" Bars: 95 % intervals; {found.noise.source}."
     foot(
         figure,
-        f"Means over seeds. A cell is named where it is last on the frontier; block, unless named: {block_name(main_block(observations))}. "
+        f"Means over seeds. A cell is named where it is last on the frontier; block, unless named: {label_of(main_block(observations))}. "
         f"Grey: all cells.{said} {shown.foot}",
     )
     label_points(figure, [(axes, marks)], 5.5)
@@ -112,7 +113,7 @@ def isoflops(study: StudyResults) -> Drawing:
     exponents = ", ".join(f"patch {one.patch_size}: {_told(one.exponent)}" for one in known) or "not determined"
     foot(
         figure,
-        f"{block_name(block)}. Each line: one training compute (Gflops beside it). Diamonds: interior minima; {rejected} of "
+        f"{label_of(block)}. Each line: one training compute (Gflops beside it). Diamonds: interior minima; {rejected} of "
         f"{rejected + len(optima)} budgets have none: the best size is at an edge. N_opt ~ C^a: {exponents}. {shown.foot}",
     )
     rows = shown.rows[shown.rows["block"] == block]
@@ -204,7 +205,7 @@ def forecast(study: StudyResults) -> Drawing:
         errors = _errors(validation)
     foot(
         figure,
-        f"{block_name(block)}. Left: {law.equation}, {', '.join(_value(one) for one in law.parameters)}; dark band: of the law, "
+        f"{label_of(block)}. Left: {law.equation}, {', '.join(_value(one) for one in law.parameters)}; dark band: of the law, "
         f"light band: of one new run (95 %); dashed: beyond the data.{errors} {shown.foot}",
     )
     if named:

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from analysis.figures.drawing import Drawing, Skipped, foot, legend, looks_of, new_figure, score_label, step_axis, title
 from analysis.results import StudyResults, losses
 from analysis.seeds import require_one_variant
-from analysis.style import Look, block_name, stroke
-from dit.design.config import BLOCKS, digest
+from analysis.style import Look, stroke
+from dit.design.blocks import in_order, label_of
+from dit.design.config import digest
 
 _WINDOW = 0.04  # of a curve's logged rows: the span of the running mean
 
@@ -29,7 +30,7 @@ def training_loss(study: StudyResults) -> Drawing:
     if rows.empty:
         raise Skipped("no training losses are logged for the selected runs")
     require_one_variant(study.table)
-    blocks = [block for block in BLOCKS if block in set(rows["block"])]
+    blocks = in_order(rows["block"])
     patches = [patch for patch in study.patches if patch in set(rows["patch_size"])]
     sizes = [size for size in study.sizes if size in set(rows["size"])]
     looks = looks_of(study)
@@ -45,7 +46,7 @@ def training_loss(study: StudyResults) -> Drawing:
                     one = curves[block, patch, size]
                     steps = one.index.get_level_values("step").to_numpy(dtype=float)
                     _loss_curve(axes, steps, one.to_numpy(), looks.size(size))
-            title(axes, f"{block_name(block)}, patch {patch}")
+            title(axes, f"{label_of(block)}, patch {patch}")
             step_axis(axes, float(rows["step"].max()), label=block == blocks[-1])
     _limits(panels[0][0], list(curves.values()))
     score_label(figure, "Training loss")

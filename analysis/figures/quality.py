@@ -25,7 +25,8 @@ from analysis.figures.drawing import (
 from analysis.figures.scaling import scaling_rows
 from analysis.frames import Frame
 from analysis.results import StudyResults
-from analysis.style import INK, Looks, block_name
+from analysis.style import INK, Looks
+from dit.design.blocks import label_of
 
 _NAMES = {
     "fid": "FID",
@@ -73,7 +74,7 @@ def metrics(study: StudyResults) -> Drawing:
     sizes = [looks.size(size) for size in looks.sizes if size in set(rows["size"])]
     patches = [looks.patch(patch) for patch in looks.patches if patch in set(rows["patch_size"])]
     legend(figure, [*sizes, *patches], seeds="" if drawn is None else spread(drawn))
-    foot(figure, f"{block_name(block)}. ↓ lower is better, ↑ higher is better. {shown.foot}")
+    foot(figure, f"{label_of(block)}. ↓ lower is better, ↑ higher is better. {shown.foot}")
     others = rows[["run", "step", "protocol", *held]].astype(object).where(lambda table: table.notna(), None)
     return Drawing(figure, rows, shown.metric, {"log_correlation": found, "metrics": others.to_dict("records")})
 

@@ -17,8 +17,8 @@ from analysis.figures.scaling import scaling_rows
 from analysis.frames import Frame
 from analysis.results import StudyResults
 from analysis.seeds import require_one_variant
-from analysis.style import FAINT, MUTED, block_name
-from dit.design.config import BLOCKS
+from analysis.style import FAINT, MUTED
+from dit.design.blocks import in_order, label_of
 from dit.errors import UserError
 
 _SMALL = 64  # pixels: below, a cell shows ten images, else four
@@ -71,7 +71,7 @@ def sizes_by_patches_sheet(study: StudyResults) -> Sheet:
     patches = [patch for patch in study.patches if patch in set(rows["patch_size"])]
     keyed = {(row["size"], row["patch_size"]): row for _, row in rows.iloc[::-1].iterrows()}
     grid = [[keyed.get((size, patch)) for patch in patches] for size in sizes]
-    return _sheet(study, shown, grid, sizes, [f"Patch size {patch}" for patch in patches], block_name(block))
+    return _sheet(study, shown, grid, sizes, [f"Patch size {patch}" for patch in patches], label_of(block))
 
 
 def blocks_by_sizes_sheet(study: StudyResults) -> Sheet:
@@ -88,11 +88,11 @@ def blocks_by_sizes_sheet(study: StudyResults) -> Sheet:
         raise Skipped("no patch size has samples of two block designs")
     patch = int(several.index.min())
     rows = shown.rows[shown.rows["patch_size"] == patch]
-    blocks = [block for block in BLOCKS if block in set(rows["block"])]
+    blocks = in_order(rows["block"])
     sizes = [size for size in study.sizes if size in set(rows["size"])]
     keyed = {(row["block"], row["size"]): row for _, row in rows.iloc[::-1].iterrows()}
     grid = [[keyed.get((block, size)) for size in sizes] for block in blocks]
-    names, heads = [block_name(block) for block in blocks], [f"Size {size}" for size in sizes]
+    names, heads = [label_of(block) for block in blocks], [f"Size {size}" for size in sizes]
     return _sheet(study, shown, grid, names, heads, f"Patch size {patch}")
 
 

@@ -28,7 +28,8 @@ from analysis.figures.drawing import (
 )
 from analysis.frames import Frame
 from analysis.results import StudyResults
-from analysis.style import FAINT, Look, block_name, pt, stroke
+from analysis.style import FAINT, Look, pt, stroke
+from dit.design.blocks import label_of
 
 
 def scaling_rows(shown: Scores) -> tuple[str, Frame]:
@@ -82,7 +83,7 @@ def scaling(study: StudyResults) -> Drawing:
     size_looks, patch_looks = [looks.size(size) for size in sizes], [looks.patch(patch) for patch in patches]
     legend(figure, [*size_looks, *patch_looks], floor=shown.shows_floor, seeds=spread(points))
     steps = f" After {int(rows['step'].iloc[0]):,} steps." if one_step else ""
-    foot(figure, f"{block_name(block)}.{steps} {shown.foot}")
+    foot(figure, f"{label_of(block)}.{steps} {shown.foot}")
     return Drawing(figure, rows, shown.metric)
 
 

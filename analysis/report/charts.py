@@ -17,9 +17,9 @@ from analysis.figures.drawing import Scores, Skipped, over_seeds, scores
 from analysis.frames import Frame
 from analysis.results import StudyResults
 from analysis.seeds import require_one_variant
-from analysis.style import Look, Looks, block_name
+from analysis.style import Look, Looks
 from analysis.tables import plain
-from dit.design.config import BLOCKS
+from dit.design.blocks import in_order, label_of
 
 Chart = dict[str, Any]
 _POINTS = {"o": "circle", "s": "rect", "^": "triangle", "v": "triangle", "D": "rectRot", "P": "cross", "": "circle"}
@@ -54,7 +54,7 @@ def _axis(label: str, log: bool) -> dict[str, Any]:
 
 def _chart(name: str, title: str, x: dict[str, Any], y: dict[str, Any], series: list[dict[str, Any]]) -> Chart:
     groups = list(dict.fromkeys(one["group"] for one in series))
-    main = block_name(MAIN_BLOCK)
+    main = label_of(MAIN_BLOCK)
     first = main if main in groups else groups[0]
     return {
         "id": name,
@@ -84,13 +84,13 @@ def _series(look: Look, group: str, points: list[list[Any]], means: list[list[An
 
 def _by_cell(name: str, title: str, shown: Scores, x: str, label: str, looks: Looks) -> Chart:
     series = []
-    for block in (one for one in BLOCKS if one in set(shown.rows["block"])):
+    for block in in_order(shown.rows["block"]):
         rows = shown.rows[shown.rows["block"] == block]
         for size in (one for one in looks.sizes if one in set(rows["size"])):
             for patch in looks.patches:
                 one = rows[(rows["size"] == size) & (rows["patch_size"] == patch)]
                 if not one.empty:
-                    series.append(_series(looks.cell(size, patch), block_name(block), *_points(one, x, shown.metric)))
+                    series.append(_series(looks.cell(size, patch), label_of(block), *_points(one, x, shown.metric)))
     return _chart(name, title, _axis(label, True), _axis(shown.label, shown.spans_decades), series)
 
 
@@ -122,7 +122,7 @@ def _by_block(shown: Scores, looks: Looks) -> Chart | None:
     for size in reversed(looks.sizes):
         for patch in reversed(looks.patches):
             cell = rows[several & (rows["size"] == size) & (rows["patch_size"] == patch)]
-            for block in (one for one in BLOCKS if one in set(cell["block"])):
+            for block in in_order(cell["block"]):
                 points = _points(cell[cell["block"] == block], "step", shown.metric)
                 series.append(_series(looks.block(block), f"{size}/{patch}", *points))
     if not series:
@@ -148,7 +148,7 @@ def _sampling(study: StudyResults, looks: Looks) -> Chart | None:
 def _losses(logged: Frame, looks: Looks) -> Chart:
     """Mean training loss of each cell over its seeds, in at most `_LOSS_POINTS` blocks of steps; a point names the runs it is a mean of."""
     series = []
-    for block in (one for one in BLOCKS if one in set(logged["block"])):
+    for block in in_order(logged["block"]):
         of_block = logged[(logged["block"] == block) & logged["loss"].notna()]
         for size in looks.sizes:
             for patch in looks.patches:
@@ -156,9 +156,7 @@ def _losses(logged: Frame, looks: Looks) -> Chart:
                 if not one.empty:
                     runs = list(dict.fromkeys(one["run"].astype(str)))
                     name = runs[0] if len(runs) == 1 else f"mean of {len(runs)} runs: {', '.join(runs)}"
-                    series.append(
-                        {**_series(looks.cell(size, patch), block_name(block), _thinned(one), []), "run": name}
-                    )
+                    series.append({**_series(looks.cell(size, patch), label_of(block), _thinned(one), []), "run": name})
     chart = _chart("loss", "Training loss", _axis("Training steps", False), _axis("Training loss", False), series)
     settled = np.concatenate([[point[1] for point in one["points"][len(one["points"]) // 20 :]] for one in series])
     low, high = float(settled.min()), float(settled.max())

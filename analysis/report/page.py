@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import datetime
 import hashlib
-import os
 import re
 from importlib import resources
 from pathlib import Path
@@ -25,7 +24,7 @@ from analysis.report.words import protocol_words, summary
 from analysis.results import StudyResults, losses
 from dit.design.duration import duration
 from dit.errors import UserError
-from dit.store.paths import refuse_links
+from dit.store.files import write_text
 from dit.store.study import load_study
 
 _PUBLISHED = "The numbers that the paper publishes (arXiv:2212.09748)."
@@ -39,12 +38,7 @@ def write_report(study: StudyResults, path: Path) -> Path:
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: expected a file for the report, like {path / 'report.html'}")
-    text = render(study)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    refuse_links(beside)
-    beside.write_text(text, encoding="utf8")
-    os.replace(beside, path)
+    write_text(path, render(study))
     return path
 
 

@@ -10,8 +10,8 @@ from analysis.figures.drawing import Scores, over_seeds
 from analysis.frames import Frame
 from analysis.protocols import describe
 from analysis.results import StudyResults
-from analysis.style import block_name
 from analysis.tables import plain
+from dit.design.blocks import label_of
 
 MOST_ROWS = 3000
 _CELL = ["block", "size", "patch_size"]
@@ -109,7 +109,7 @@ def cell_table(shown: Scores) -> Table:
     fixed = rows.groupby(_CELL)[["params", "gflops", "train_gflops"]].first().reset_index()
     means = over_seeds(rows, _CELL, shown.metric).merge(fixed, on=_CELL)
     means = means.sort_values("mean", kind="stable").rename(columns={"mean": shown.metric, "n": "seeds"})
-    means["block"] = means["block"].map(block_name)
+    means["block"] = means["block"].map(label_of)
     return table(means.to_dict("records"), [*_CELL, "params", "gflops", "train_gflops", shown.metric, "sd", "seeds"])
 
 
@@ -121,7 +121,7 @@ def score_table(study: StudyResults) -> Table:
     kept = rows.head(MOST_ROWS)
     first = [*_CELL, "seed", "step", *study.metrics, "gflops", "train_gflops"]
     rest = [name for name in study.table.columns if name not in (*first, *_CONSTANT, "run")]
-    named = kept.assign(block=kept["block"].map(block_name, na_action="ignore"))
+    named = kept.assign(block=kept["block"].map(label_of, na_action="ignore"))
     made = table(named.to_dict("records"), [*first, *rest, "run"], fold=True)
     return Table(made.columns, made.rows, made.constants, more=len(study.table) - len(kept))
 

@@ -8,6 +8,7 @@ output, progress and messages to standard error. Exit codes: 0 done, 1 a check d
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -23,6 +24,7 @@ VERBS = {
     "worker": "work on a study's cells, claiming one after another; what every engine launches",
     "manifest": "write a study as Kubernetes objects, for JobSet and Kueue",
     "status": "show where a study stands, live if asked",
+    "verify": "name every damaged, missing or foreign file of a study, and mend what is safe",
     "retry": "take failed and cancelled cells up again",
     "cancel": "stop cells, saved, until they are retried",
     "doctor": "check devices, storage, wandb, disk and versions before they cost a run",
@@ -112,7 +114,8 @@ def _main(argv: list[str]) -> int:
         if error.errno is None:
             raise
         place = "" if error.filename is None else f"{error.filename}: "
-        print(f"dit {verb}: {place}{os.strerror(error.errno)}", file=sys.stderr)
+        helps = ": raise the limit of open files (ulimit -n)" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
+        print(f"dit {verb}: {place}{os.strerror(error.errno)}{helps}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED

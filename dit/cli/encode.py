@@ -58,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
         # Pillow warns about odd EXIF data and large images, thousands of times in ImageNet; damage is counted by us.
         warnings.filterwarnings("ignore", module="PIL")
         progress, manifest = encode(EncodeRun(**options), display.show)
+    if progress.said:
+        print(f"{args.images}: {progress.said}")
     if manifest is None:
         print(f"{args.out}: this process's {progress.done:,} images are done; others are still to be encoded")
         return 0

@@ -81,6 +81,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, help="the row (default: SAMPLES.<protocol>.json)")
     add("--json", action="store_true", help="print the row as JSON")
     add("--vae", type=Path, help="autoencoder for the samples of a checkpoint on latents")
+    add("--key", help="which part of a checkpoint file to take (default: its averaged weights)")
     drawn = parser.add_argument_group("how the samples were drawn, or are to be drawn from a checkpoint")
     for name, (kind, what) in DRAWN.items():
         option = f"--{name.replace('_', '-')}"
@@ -107,8 +108,12 @@ def run(args: argparse.Namespace) -> None:
     path = Path(args.samples) if Path(args.samples).name else Path(args.samples).resolve()
     if checkpoint is not None:
         path = processes.together("samples drawn", lambda: _draw(args, checkpoint, processes))
+        if checkpoint.note:
+            say(checkpoint.note)
         say(f"samples are in {path}")
     images, count = processes.together("samples open", lambda: _images(args, path, extractor))
+    if images.said:
+        say(images.said)
     if extractor.metric_suffix.startswith("random"):
         say("random weights: these numbers demonstrate the program, they score nothing")
 
@@ -140,18 +145,20 @@ def run(args: argparse.Namespace) -> None:
 
 def _ready(args: argparse.Namespace) -> tuple[Extractor, Loaded | None]:
     """The extractor, and the checkpoint if one is to be drawn from."""
-    from dit.train.restore import open_checkpoint
+    from dit.train.restore import Declared, is_checkpoint, open_checkpoint
+    from sweeps.study import run_kept_of
 
     _check(args)
     extractor = make_extractor(args.extractor, args.weights, args.batch_size)
-    if not _is_checkpoint(Path(args.samples)):
+    if not is_checkpoint(Path(args.samples)):
         return extractor, None
     for option, given in (("--no-ema", args.ema is False), ("--decoder", args.decoder is not None)):
         if given:
             raise UserError(
                 f"{option} with a checkpoint: its averaged weights are drawn from, and decoded by --vae; leave it out"
             )
-    return extractor, open_checkpoint(Path(args.samples))
+    run_kept_of(Path(args.samples))
+    return extractor, open_checkpoint(Path(args.samples), declared=Declared(key=args.key))
 
 
 def _images(args: argparse.Namespace, path: Path, extractor: Extractor) -> tuple[ImageSet, int]:
@@ -196,13 +203,6 @@ def _say(message: str) -> None:
 
 def _quiet(message: str) -> None:
     """Of several processes the first one speaks."""
-
-
-def _is_checkpoint(path: Path) -> bool:
-    folder = path.is_dir() and any(
-        (path / name).exists() for name in ("checkpoints", "study.json", "config.json", "transformer")
-    )
-    return folder or path.suffix in (".pt", ".pth", ".ckpt", ".safetensors")
 
 
 def _draw(args: argparse.Namespace, loaded: Loaded, processes: Processes) -> Path:

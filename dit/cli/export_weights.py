@@ -17,15 +17,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "checkpoint", type=Path, metavar="CHECKPOINT", help="folder of a run, or one that `dit import` wrote"
     )
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file; must not be there yet")
+    parser.add_argument("--key", help="which part of a weights file to take (default: its averaged weights)")
     parser.add_argument("--step", type=int, help="which of the run's checkpoints (default: the newest)")
 
 
 def run(args: argparse.Namespace) -> None:
     """Export; one line on standard output."""
-    from dit.train.restore import export, open_checkpoint, refuse_existing
+    from dit.train.restore import Declared, export, open_checkpoint, refuse_existing
 
     refuse_existing(args.out)
-    loaded = open_checkpoint(args.checkpoint, args.step)
+    loaded = open_checkpoint(args.checkpoint, args.step, Declared(key=args.key))
     export(loaded, args.out)
     step = "" if loaded.step is None else f" at step {loaded.step:,}"
-    print(f"{args.out}: {loaded.source}{step}")
+    print(f"{args.out}: {loaded.source}{step}" + (f" ({loaded.note})" if loaded.note else ""))

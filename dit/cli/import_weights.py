@@ -20,6 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--num-heads", type=int, help="attention heads, where the width is none of the paper's")
     add("--input-size", type=int, help="side of the model's input, where the file has no pos_embed (32 for 256 px)")
     add("--num-classes", type=int, help="classes, where the last row of labels is not the null label")
+    add("--key", help="which part of FILE to take, such as ema or model (default: its averaged weights)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -28,9 +29,10 @@ def run(args: argparse.Namespace) -> None:
     from dit.train.restore import Declared, read_official, refuse_existing, save_imported
 
     refuse_existing(args.out)
-    loaded = read_official(args.file, Declared(args.num_heads, args.input_size, args.num_classes))
+    loaded = read_official(args.file, Declared(args.num_heads, args.input_size, args.num_classes, args.key))
     save_imported(loaded, args.out)
     model = loaded.model
+    print(loaded.note)
     name = f"DiT-{model.size}/{model.patch_size}" if model.ladder == "dit" else f"a DiT of {model.depth} layers"
     print(
         f"{args.out}: {name}, width {model.hidden_size}, {model.num_heads} heads, {params(model):,} parameters, {gflops(model):.2f} Gflops"

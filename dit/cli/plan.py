@@ -20,7 +20,7 @@ BILL_ONLY = ("memory", "mesh", "remat", "precision", "budget", "prices", "probe"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
-    parser.add_argument("study", help="a study's name, or the path of a Python file with runs()")
+    parser.add_argument("study", help="a study's name, its folder, or the path of a Python file with runs()")
     parser.add_argument("--where", help="only cells satisfying this, such as \"size == 'S' and patch_size == 2\"")
     parser.add_argument("--sort", help="column to sort by")
     parser.add_argument("--descending", action="store_true", help="largest first")
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the plan; totals go to standard error."""
     from sweeps.study import declared, subset
 
-    study = declared(args.study)
+    study = declared(args.study, check=bool(args.hardware))
     runs = subset(study, args.where)
     style = "json" if args.json else args.format
     if args.hardware:

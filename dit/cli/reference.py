@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,8 @@ def run(args: argparse.Namespace) -> None:
             return extractor, _images(args, extractor.channels)
 
         extractor, images = processes.together("ready", ready)
+        if images.said and processes.leads:
+            print(images.said, file=sys.stderr)
         with ImageProgress("reference", processes.leads) as progress:
             made = reference.make(extractor, images, args.batch_size, partial, progress)
         if not processes.leads:

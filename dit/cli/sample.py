@@ -19,6 +19,7 @@ from typing import Any
 
 from dit.errors import UserError
 from dit.hosts import distributed
+from dit.store.files import whole
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add("--seed", type=int, default=0, help="of all noise and of random labels (default: 0)")
     add("--vae", type=Path, help="autoencoder that decodes latents: diffusers folder or weights file")
+    add("--key", help="which part of a weights file to take (default: its averaged weights)")
     add("--step", type=int, help="which of a run's checkpoints (default: the newest)")
     add("--batch-size", type=int, default=64, help="images at a time on all devices (default: 64)")
     add(
@@ -62,6 +64,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Draw; where the images are on standard output."""
+    from sweeps.study import run_kept_of
+
     if (args.checkpoint is None) == (args.grid is None):
         raise UserError("expected one of CHECKPOINT and --grid STUDY_DIR")
     if (args.process_index is None) != (args.process_count is None):
@@ -70,6 +74,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(
             "--distributed divides the images of one checkpoint by itself: leave --grid and --process-index out"
         )
+    run_kept_of(args.grid or Path(args.checkpoint))
     labels = _labels(args.labels)
     drawn = _drawn(args)
     if args.grid is not None:
@@ -83,7 +88,7 @@ def _samples(args: argparse.Namespace, drawn: Any, labels: tuple[int, ...] | Non
     from dit.data.decoding import open_decoder
     from dit.hosts.processes import SHARES_S, Processes
     from dit.score.sample_images import SampleRun, check, draw, grid_of
-    from dit.train.restore import open_checkpoint
+    from dit.train.restore import Declared, open_checkpoint
 
     distributed.share(args.distributed)
     processes = Processes(SHARES_S)
@@ -94,7 +99,7 @@ def _samples(args: argparse.Namespace, drawn: Any, labels: tuple[int, ...] | Non
     job = SampleRun(args.out, num, drawn, labels, *parts)
 
     def ready() -> tuple[Any, Any]:
-        loaded = open_checkpoint(args.checkpoint, args.step)
+        loaded = open_checkpoint(args.checkpoint, args.step, Declared(key=args.key))
         check(job, loaded, args.vae is not None)
         return loaded, open_decoder(args.vae, loaded.data) if args.vae is not None else None
 
@@ -103,6 +108,8 @@ def _samples(args: argparse.Namespace, drawn: Any, labels: tuple[int, ...] | Non
         processes.together("samples drawn", lambda: draw(job, loaded, decoder, progress))
     if not processes.leads:
         return
+    if loaded.note:
+        print(loaded.note, file=sys.stderr)
     if not job.npz.exists():
         print(f"{job.npz}: this process's part is done; others are still to be drawn")
         return
@@ -186,7 +193,5 @@ def _picture(pixels: Any) -> Any:
 
 def _write_png(picture: Any, path: Path) -> None:
     """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}")
-    picture.save(beside, format="PNG")
-    beside.replace(path)
+    with whole(path) as beside:
+        picture.save(beside, format="PNG")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dit.hosts.terminal import steer
-from dit.store.study import DONE
+from dit.store.study import DONE, hidden_runs
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> None:
     from sweeps.status import status_rows
 
     ledger = Ledger(opened(args.folder))
+    if hidden := hidden_runs(ledger.folder, ledger.runs):
+        print(f"{len(hidden)} finished runs in the folder are not in study.json: {hidden[0]}", file=sys.stderr)
     while True:
         rows = status_rows(ledger)
         shown = _chosen(rows, args.where)

@@ -16,7 +16,7 @@ from pathlib import Path
 from dit.design.config import RunArguments, RunConfig
 from dit.design.topology import MeshShape, parse_mesh, require_batch
 from dit.errors import UserError
-from dit.store.study import RunStore, check_study_folder, storage_errors
+from dit.store.study import RunStore, check_study_folder, require_growth, storage_errors
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +32,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--declare", action="store_true", help="only make the study's folder: `dit worker` on any host runs the cells"
+    )
+    parser.add_argument(
+        "--allow-shrink",
+        action="store_true",
+        help="go on where the folder has finished runs that the study has no more",
     )
     arguments.declare(parser)
     arguments.declare_trust(parser)
@@ -50,10 +55,12 @@ def _sweep(args: argparse.Namespace) -> int:
     from sweeps.sweep import declare, sweep
 
     engines.check(args.engine, args)
-    study = declared(args.study)
+    study = declared(args.study, check=True)
     runs, own_needs = subset(study, args.where), declared_resources(args.study)
     folder = args.out or Path("runs") / study.name
     check_study_folder(folder, study.name)
+    if not args.allow_shrink:
+        require_growth(folder, study)
     chosen = arguments.of(args, folder)
     left = [run for run in runs if not RunStore(folder, run).is_done()]
     _require_paths(left, chosen)

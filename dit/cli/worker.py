@@ -62,13 +62,14 @@ def run(args: argparse.Namespace) -> int:
     from sweeps import arguments
     from sweeps.gang import Alone, join
     from sweeps.ledger import Ledger
+    from sweeps.study import run_kept
     from sweeps.worker import Options, Worker, serve, use_processors
 
     for name in ("lease", "hang"):
         if not getattr(args, name) > 0:
             raise UserError(f"--{name} {getattr(args, name)}: expected a positive number of seconds")
-    if args.cpus:
-        use_processors(_numbers(args.cpus))
+    use_processors(_numbers(args.cpus) if args.cpus else set())
+    run_kept(args.study)
     ledger = Ledger(args.study)
     if args.cell:
         ledger.run(args.cell)

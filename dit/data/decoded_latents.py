@@ -38,11 +38,11 @@ class DecodedLatents(ImageSet):
         return hashlib.sha256(f"{self._latents.manifest.identity} {self._decoder.sha256}".encode()).hexdigest()
 
     def batches(self, size: int, start: int, stop: int) -> Iterator[UInt8[np.ndarray, "B height width channels"]]:
-        scale = np.float32(self._latents.manifest.settings.latent_scale)
+        config = self._decoder.vae.config
         for at in range(start, stop, size):
             records = (self._latents[index] for index in range(at, min(at + size, stop)))
             means = np.stack([record.moments[0, 0] for record in records]).astype(np.float32)
-            yield self._decoder.images(means * scale)
+            yield self._decoder.images(config.scaled(means))
 
 
 def open_decoded(folder: str, vae: Path) -> DecodedLatents:

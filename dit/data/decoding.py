@@ -1,7 +1,7 @@
 """From what a model draws to images: latents through an autoencoder's decoder, pixels as they are, both truncated to uint8.
 
-Latents as a model sees them are multiplied by `LATENT_SCALE`; that is undone here. Every batch has one compiled shape and is split over
-the local devices, so memory does not grow with the number of images. Decoding is in full float32 products.
+Latents as a model sees them are shifted and scaled by the autoencoder's own factors; that is undone here. Every batch has one compiled
+shape and is split over the local devices, so memory does not grow with the number of images. Decoding is in full float32 products.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Float32, UInt8
 from dit.data.images import to_uint8
 from dit.design.config import DataConfig
 from dit.errors import UserError
-from dit.weights.vae import LATENT_SCALE, AutoencoderKL
+from dit.weights.vae import AutoencoderKL
 from dit.weights.vae_weights import load_vae
 
 
@@ -46,9 +46,15 @@ class Decoder:
             parts.append(to_uint8(np.asarray(compiled(state, jax.device_put(padded, split)))[: len(batch)]))
         return np.concatenate(parts)
 
+    @property
+    def factors(self) -> tuple[float, float]:
+        """Scale and shift of the latents that it takes."""
+        return self.vae.config.scaling_factor, self.vae.config.shift_factor
+
     @functools.cached_property
     def _compiled(self) -> tuple[Any, Any, NamedSharding, int]:
         graph, state = nnx.split(self.vae)
+        config = self.vae.config
         devices = jax.local_devices()
         mesh = Mesh(np.array(devices), ("batch",))
         split, whole = NamedSharding(mesh, PartitionSpec("batch")), NamedSharding(mesh, PartitionSpec())
@@ -56,7 +62,7 @@ class Decoder:
         size = len(devices) * (4 if devices[0].platform == "cpu" else 16)
 
         def decode(state: Any, latents: Float[Array, "B h w Z"]) -> Float[Array, "B H W C"]:
-            return nnx.merge(graph, state).decode(latents / LATENT_SCALE)
+            return nnx.merge(graph, state).decode(config.unscaled(latents))
 
         return jax.jit(decode, out_shardings=split), jax.device_put(state, whole), split, size
 

@@ -32,7 +32,8 @@ from dit.data.image_tree import ImageTree, find_images
 from dit.data.images import BrokenImage, load_square, to_model
 from dit.data.shards import Manifest, Record, Settings, Shard, ShardWriter
 from dit.errors import UserError
-from dit.weights.vae import LATENT_SCALE, AutoencoderKL
+from dit.store.files import write_text
+from dit.weights.vae import AutoencoderKL
 from dit.weights.vae_weights import load_vae
 
 PLAN = "plan.json"
@@ -60,12 +61,13 @@ class EncodeRun:
 
 @dataclass
 class Progress:
-    """Counts of this process's share, shown while it runs; `done` includes what earlier runs finished."""
+    """Counts of this process's share, shown while it runs; `done` includes what earlier runs finished, `said` is what was found."""
 
     total: int = 0
     done: int = 0
     resumed: int = 0
     broken: int = 0
+    said: str = ""
     wall_s: float = 0.0
 
     @property
@@ -90,6 +92,7 @@ def encode(run: EncodeRun, report: Callable[[Progress], None] = lambda _: None) 
         left = [i for i in mine if finished[i] is None]
         _check_space(run.out, settings, len(left))
         progress = _resumed(settings, finished)
+        progress.said = tree.said
         report(progress)
         _check_broken(run, progress, [shard for shard in finished.values() if shard])
         if left:
@@ -117,7 +120,8 @@ def _settings(run: EncodeRun, tree: ImageTree, model: AutoencoderKL, vae_sha256:
         image_size=run.image_size,
         latent_size=run.image_size // config.downsampling,
         latent_channels=config.latent_channels,
-        latent_scale=LATENT_SCALE,
+        latent_scale=config.scaling_factor,
+        latent_shift=config.shift_factor,
         precision=run.precision,
         num_images=len(tree.images),
         images_sha256=tree.identity,
@@ -133,7 +137,7 @@ def _begin(out: Path, settings: Settings) -> None:
     if not plan.exists():
         if any(out.glob("*.arrayrecord")):
             raise UserError(f"{out} holds shards but no {PLAN}; choose another --out or empty it")
-        latent_shards.write_json(plan, settings)
+        write_text(plan, latent_shards.to_json(settings))
         return
     before = latent_shards.parse_settings(plan.read_text(), str(plan))
     changed = [name for name in vars(settings) if getattr(settings, name) != getattr(before, name)]
@@ -346,7 +350,7 @@ def _complete(out: Path, settings: Settings) -> Manifest | None:
     manifest = Manifest(settings, done)
     if not manifest.records:
         raise UserError(f"none of the {settings.num_images} images could be decoded, for example {manifest.broken[0]}")
-    latent_shards.write_json(out / latent_shards.MANIFEST, manifest)
+    write_text(out / latent_shards.MANIFEST, latent_shards.to_json(manifest))
     for leftover in out.glob("shard-*.tmp"):  # Of runs that were killed.
         leftover.unlink(missing_ok=True)
     return manifest

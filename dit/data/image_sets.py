@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,27 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from dit.data.images import IMAGE_SUFFIXES, BrokenImage, open_rgb
+from dit.data.images import IMAGE_SUFFIXES, BrokenImage, find_files, open_rgb, say
 from dit.data.shards import MANIFEST
 from dit.errors import UserError
 
+MOST_PIXELS = 2**24
+"""Of one image to score."""
+MOST_BYTES = 2**30
+"""Of the statistics in a file."""
 ARRAYS = ("arr_0", "images")
 """Names under which an `.npz` may hold its images."""
 
 
 class ImageSet(ABC):
-    """Images in a fixed order, where they come from, and how they were drawn (empty where nobody says)."""
+    """Images in a fixed order, where they come from, and how they were drawn (empty where nobody says).
+
+    `said` is what a reader should know of how they were chosen, in a line.
+    """
 
     source: str
     protocol: dict[str, Any]
+    said: str = ""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -82,6 +91,12 @@ class NpzImages(ImageSet):
                 raise UserError(f"{path} holds {found}: expected images as arr_0, uint8 (N, height, width, channels)")
             with archive.open(self._entry) as file:
                 self.shape = _header(file, path)
+            declared = archive.getinfo(self._entry).file_size
+            if math.prod(self.shape[1:3]) > MOST_PIXELS or not 0 <= declared - math.prod(self.shape) <= 2**16:
+                raise UserError(
+                    f"{path} holds {declared:,} bytes for images of shape {self.shape}: expected one byte for each value, and no "
+                    f"more than {MOST_PIXELS:,} pixels an image"
+                )
             self.protocol = _read_protocol(path) if "protocol.npy" in names else {}
 
     def __len__(self) -> int:
@@ -113,9 +128,10 @@ class FolderImages(ImageSet):
     def __init__(self, folder: Path):
         self.folder, self.source = folder, folder.name
         self.protocol = {}
-        self.paths = sorted(
-            path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-        )
+        found = find_files(folder)
+        self.paths = found.paths
+        if found.hidden or found.others:
+            self.said = f"{folder}: {say(len(found.paths), found.hidden, found.others)}"
         if (folder / MANIFEST).is_file():
             raise UserError(
                 f"{folder} holds latents: decode them with `dit reference {folder} --vae DIR --out NEW.npz`, and give that file"
@@ -139,7 +155,7 @@ class FolderImages(ImageSet):
         return self._open(self.paths[0]).shape[:2]
 
     def batches(self, size: int, start: int, stop: int) -> Iterator[np.ndarray]:
-        for at in range(start, stop, size):
+        for at in range(start, min(stop, len(self)), size):
             yield np.stack([self._checked(path) for path in self.paths[at : min(at + size, stop)]])
 
     def _open(self, path: Path) -> np.ndarray:
@@ -150,6 +166,8 @@ class FolderImages(ImageSet):
 
     def _checked(self, path: Path) -> np.ndarray:
         image = self._open(path)
+        if image.shape[0] * image.shape[1] > MOST_PIXELS:
+            raise UserError(f"{path} has more than {MOST_PIXELS:,} pixels: too large to score")
         if image.shape[:2] != self._size:
             raise UserError(
                 f"{path} is {image.shape[0]}x{image.shape[1]}, others are {self._size[0]}x{self._size[1]}: expected one size"
@@ -171,14 +189,43 @@ def open_images(source: str, channels: int) -> ImageSet:
             raise UserError(f"{path} is neither an .npz file nor a folder: expected samples as one of these")
         return NpzImages(path)
     from dit.data.batches import load_images
-    from dit.design.config import DATASETS
+    from dit.design.data import sets_of_pixels
 
-    if source in DATASETS and not source.startswith("imagenet"):
+    if source in sets_of_pixels():
         images = load_images(source)[0]
         return ArrayImages(source, np.repeat(images, channels, axis=3) if images.shape[3] == 1 else images)
     raise UserError(
-        f"no file, folder or data set '{source}': expected an .npz of images (arr_0), a folder of images, digits or mnist"
+        f"no file, folder or data set '{source}': expected an .npz of images (arr_0), a folder of images, "
+        f"{' or '.join(sets_of_pixels())}"
     )
+
+
+def read_arrays(path: Path, names: Collection[str] | None = None, limit: int = MOST_BYTES) -> dict[str, np.ndarray]:
+    """Those arrays of an `.npz` that are wanted and there, once what they declare is what the file has room for.
+
+    Raises:
+        UserError: for a file that is not whole, objects, or more than `limit` bytes in all.
+    """
+    with reading(path), zipfile.ZipFile(path) as archive:
+        wanted = {
+            info.filename.removesuffix(".npy"): info
+            for info in archive.infolist()
+            if info.filename.endswith(".npy") and (names is None or info.filename.removesuffix(".npy") in names)
+        }
+        total = sum(info.file_size for info in wanted.values())
+        if total > limit:
+            raise UserError(f"{path} declares {total:,} bytes of {', '.join(wanted)}: expected no more than {limit:,}")
+        arrays = {}
+        for name, info in wanted.items():
+            with archive.open(info) as file:
+                shape, _, dtype = _any_header(file, path)
+                if dtype.hasobject or not 0 <= info.file_size - math.prod(shape) * dtype.itemsize <= 2**16:
+                    raise UserError(
+                        f"{path}: '{name}' holds {dtype} of shape {shape} in {info.file_size:,} bytes: write it again"
+                    )
+            with archive.open(info) as file:
+                arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
+        return arrays
 
 
 @contextmanager
@@ -190,21 +237,28 @@ def reading(path: Path) -> Iterator[None]:
         raise UserError(
             f"{path} is not a whole .npz file ({error}): it may be cut short, copy or write it again"
         ) from error
+    except (NotImplementedError, RuntimeError) as error:  # another way of compressing, or encrypted
+        raise UserError(f"{path} cannot be unpacked ({error}): write it again with numpy.savez") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _header(file: Any, path: Path) -> tuple[int, ...]:
-    """The shape that an `.npy` stream declares, once it is what images are; leaves the stream at the first image."""
+def _any_header(file: Any, path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, Fortran order and dtype that an `.npy` stream declares; leaves the stream at the first value."""
     try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
+        return read(file)
     except ValueError as error:
         raise UserError(
             f"{path} holds an array that cannot be read ({error}): write it again with numpy.savez"
         ) from error
-    if dtype != np.uint8 or len(shape) != 4 or fortran:
+
+
+def _header(file: Any, path: Path) -> tuple[int, ...]:
+    """The shape that an `.npy` stream declares, once it is what images are; leaves the stream at the first image."""
+    shape, fortran, dtype = _any_header(file, path)
+    if dtype != np.uint8 or len(shape) != 4 or fortran or 0 in shape[1:]:
         raise UserError(
             f"{path} holds {dtype} of shape {shape}: expected uint8 (number, height, width, channels) in C order"
         )
@@ -214,13 +268,12 @@ def _header(file: Any, path: Path) -> tuple[int, ...]:
 
 
 def _read_protocol(path: Path) -> dict[str, Any]:
-    with np.load(path, allow_pickle=False) as arrays:
-        try:
-            protocol = json.loads(str(arrays["protocol"]))
-        except ValueError as error:
-            raise UserError(
-                f"{path}: its 'protocol' is not JSON text ({error}): write it again, or leave it out"
-            ) from error
+    try:
+        protocol = json.loads(str(read_arrays(path, ("protocol",), 2**20)["protocol"]))
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}: its 'protocol' is not JSON text ({error}): write it again, or leave it out"
+        ) from error
     if not isinstance(protocol, dict):
         raise UserError(
             f"{path}: its 'protocol' is {protocol!r}, expected a dictionary: write it again, or leave it out"

@@ -9,23 +9,23 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dit.data.images import IMAGE_SUFFIXES
+from dit.data.images import IMAGE_SUFFIXES, find_files, is_hidden, say
 from dit.errors import UserError
 from dit.store.paths import is_beneath
 
 
 @dataclass(frozen=True)
 class ImageTree:
-    """Images under `root` as (relative path, class number), sorted by path; `classes` names the numbers."""
+    """Images under `root` as (relative path, class number), sorted by path; `classes` names the numbers, `said` what was found."""
 
     root: Path
     images: tuple[tuple[str, int], ...]
     classes: tuple[str, ...]
+    said: str = ""
 
     @property
     def identity(self) -> str:
@@ -41,21 +41,20 @@ def find_images(root: str | Path, labels: str | Path | None = None) -> ImageTree
         raise UserError(f"no folder of images at {root}; expected one folder per class, or a folder and --labels FILE")
     if labels is not None:
         return _from_file(root, Path(labels))
-    folders = sorted(child.name for child in root.iterdir() if child.is_dir())
-    found = {folder: sorted(_images_under(root, root / folder)) for folder in folders}
-    classes = tuple(folder for folder in folders if found[folder])
+    children = [child for child in sorted(root.iterdir()) if not is_hidden(child.name)]
+    found = {child.name: find_files(child) for child in children if child.is_dir()}
+    classes = tuple(name for name in found if found[name].paths)
+    files = [child.suffix.lower() in IMAGE_SUFFIXES for child in children if child.is_file()]
+    loose = sum(files)
     if not classes:
-        loose = sum(1 for child in root.iterdir() if child.suffix.lower() in IMAGE_SUFFIXES)
         hint = f"; {loose} images lie in it directly: label them with --labels FILE" if loose else ""
         raise UserError(f"no images in class folders under {root}; expected {root}/CLASS/IMAGE.jpg{hint}")
-    images = tuple((path, label) for label, folder in enumerate(classes) for path in found[folder])
-    return ImageTree(root, images, classes)
-
-
-def _images_under(root: Path, folder: Path) -> Iterable[str]:
-    for path in folder.rglob("*"):
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-            yield path.relative_to(root).as_posix()
+    images: list[tuple[str, int]] = []
+    for label, name in enumerate(classes):
+        images += sorted((path.relative_to(root).as_posix(), label) for path in found[name].paths)
+    hidden = sum(each.hidden for each in found.values()) + len(list(root.iterdir())) - len(children)
+    others = sum(each.others for each in found.values()) + len(files) - loose
+    return ImageTree(root, tuple(images), classes, f"{say(len(images), hidden, others, loose)}; {len(classes)} classes")
 
 
 def _from_file(root: Path, source: Path) -> ImageTree:

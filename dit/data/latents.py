@@ -61,9 +61,9 @@ class LatentSource:
 
 
 def latent_batch(
-    order: grain.MapDataset, positions: Sequence[int], seed: int, scale: float
+    order: grain.MapDataset, positions: Sequence[int], seed: int, scale: float, shift: float = 0.0
 ) -> tuple[Float32[np.ndarray, "B h w C"], Int32[np.ndarray, "B"]]:
-    """Scaled latents and labels of the examples at `positions` of the infinite `order` of records.
+    """Shifted and scaled latents and labels of the examples at `positions` of the infinite `order` of records.
 
     Each is sampled from its posterior, of the image or its mirror with even odds, by a Philox stream keyed (seed, position).
     """
@@ -76,7 +76,8 @@ def latent_batch(
         noise.append(rng.standard_normal(record.moments.shape[2:], np.float32))
         labels.append(record.label)
     mean, std = _FLOAT32.take(np.stack(moments, axis=1).view(np.uint16))
-    return (mean + std * np.stack(noise)) * np.float32(scale), np.array(labels, np.int32)
+    latents = mean + std * np.stack(noise)
+    return (latents - np.float32(shift) if shift else latents) * np.float32(scale), np.array(labels, np.int32)
 
 
 class LatentDataset:
@@ -105,7 +106,8 @@ class LatentDataset:
         self.example_shape = (settings.latent_size, settings.latent_size, settings.latent_channels)
         source = LatentSource(folder, self.manifest)
         self._order = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-        self.batch_size, self.seed, self._scale = batch_size, seed, settings.latent_scale
+        self.batch_size, self.seed = batch_size, seed
+        self._scaling = (settings.latent_scale, settings.latent_shift)
         self._prefetch = prefetch
         # Each record costs more interpreter time than waiting, so more threads than a few only get in each other's way.
         self._threads = max(1, min(4, (os.cpu_count() or 1) // 2, len(self._rows)))
@@ -140,4 +142,4 @@ class LatentDataset:
         rows = self.positions(step)
         chunk = -(-len(rows) // self._threads)
         chunks = [rows[start : start + chunk] for start in range(0, len(rows), chunk)]
-        return [self._pool.submit(latent_batch, self._order, part, self.seed, self._scale) for part in chunks]
+        return [self._pool.submit(latent_batch, self._order, part, self.seed, *self._scaling) for part in chunks]

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -23,11 +24,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float16
 
+from dit.design.checks import require_kind, require_number, require_positive
 from dit.errors import UserError
 from dit.store.environment import cache_folder
+from dit.store.files import put, whole, write_text
 from dit.store.paths import open_regular, private_folder, safe_component
 
 FORMAT = 1
+_LARGEST = 2**14
 MANIFEST = "manifest.json"
 # One record per chunk for random access; float16 noise does not compress (6 % with the default), so it is stored as it is.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -48,6 +52,18 @@ class Settings:
     shard_size: int
     classes: tuple[str, ...]
     format: int = FORMAT
+    latent_shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_positive(self, "image_size", "latent_size", "latent_channels", "num_images", "shard_size")
+        require_number(self, "latent_scale", low=0, ends="(]")
+        require_number(self, "latent_shift", low=-math.inf)
+        require_kind(self, str, "vae_sha256", "precision", "images_sha256")
+        if self.latent_size > self.image_size or self.image_size > _LARGEST or self.latent_channels > _LARGEST:
+            raise UserError(
+                f"latents of {self.latent_size} in {self.latent_channels} channels for images of {self.image_size} px: expected "
+                f"no more than the images', and no more than {_LARGEST}"
+            )
 
     @property
     def num_shards(self) -> int:
@@ -150,11 +166,10 @@ class ShardWriter:
         self._writer.close()
         with self._temporary.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
         size = self._temporary.stat().st_size
-        self._temporary.replace(self._folder / self._name)
+        put(self._temporary, self._folder / self._name)
         shard = Shard(self._name, self._records, size, digest, tuple(broken))
-        write_json(note_path(self._folder, self._name), shard)
+        write_text(note_path(self._folder, self._name), to_json(shard))
         return shard
 
     def abandon(self) -> None:
@@ -179,27 +194,12 @@ def finished_shard(folder: Path, name: str) -> Shard | None:
     return shard if whole else None
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace `path` in one step, on disk before it has its name."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w") as file:
-            file.write(to_json(value))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def to_json(value: Any) -> str:
-    """A dataclass as JSON text, the same for equal values."""
-    return json.dumps(dataclasses.asdict(value), indent=1) + "\n"
+    """A dataclass as JSON text, the same for equal values; a shift is there only where the autoencoder has one."""
+    fields = dataclasses.asdict(
+        value, dict_factory=lambda pairs: {k: v for k, v in pairs if (k, v) != ("latent_shift", 0.0)}
+    )
+    return json.dumps(fields, indent=1) + "\n"
 
 
 def parse_settings(text: str, source: str) -> Settings:
@@ -236,8 +236,9 @@ def _settings(raw: dict[str, Any], source: str) -> Settings:
         )
     try:
         return Settings(**{**raw, "classes": tuple(raw["classes"])})
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{source} is not a manifest of latents ({error!r}); encode the images again") from error
+    except (KeyError, TypeError, UserError) as error:
+        what = error if isinstance(error, UserError) else repr(error)
+        raise UserError(f"{source} is not a manifest of latents ({what}); encode the images again") from error
 
 
 def _shard(raw: dict[str, Any], source: object = "a note") -> Shard:
@@ -287,16 +288,13 @@ def _stage(remote: Any, source: str, folder: Path, shard: Shard) -> None:
     target = folder / shard.name
     if target.is_file() and target.stat().st_size == shard.num_bytes:
         return
-    temporary = folder / f"{shard.name}.{os.getpid()}.tmp"
     try:
-        remote.get_file(source, str(temporary))
-        # Whatever arrived is checked before it gets the shard's name, so a bad copy is fetched again next time.
-        _check(temporary, shard, verify=True)
-        temporary.replace(target)
+        with whole(target) as temporary:
+            remote.get_file(source, str(temporary))
+            # Whatever arrived is checked before it gets the shard's name, so a bad copy is fetched again next time.
+            _check(temporary, shard, verify=True)
     except OSError as error:
         raise UserError(f"cannot copy {source} to {folder}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check(path: Path, shard: Shard, verify: bool) -> None:

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from dit.errors import UserError
 
 _KINDS = {str: "a text", bool: "true or false"}
+
+
+def _plain(owner: object, name: str) -> Any:
+    """A field's value; one scalar of NumPy or of another array library is replaced by the Python number or text that it is.
+
+    A float32 becomes the float64 of exactly its value: `float(np.float32(1e-4))` is 9.999999747378752e-05.
+    """
+    value = getattr(owner, name)
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()
+        object.__setattr__(owner, name, value)
+    return value
 
 
 def require_choice(value: object, choices: Sequence[str], what: str) -> None:
@@ -19,14 +32,14 @@ def require_choice(value: object, choices: Sequence[str], what: str) -> None:
 def require_positive(owner: object, *names: str) -> None:
     """Refuse fields that are no whole numbers above 0."""
     for name in names:
-        value = getattr(owner, name)
+        value = _plain(owner, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(f"{name} is {value!r}: expected a positive whole number")
 
 
 def require_whole(owner: object, name: str, below: int | None = None) -> None:
     """Refuse a field that is no whole number from 0 on, or not below `below`."""
-    value = getattr(owner, name)
+    value = _plain(owner, name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0 or (below is not None and value >= below):
         most = ", 0 or more" if below is None else f" from 0 to {below - 1}"
         raise UserError(f"{name} is {value!r}: expected a whole number{most}")
@@ -37,7 +50,7 @@ def require_number(
 ) -> None:
     """Refuse fields that are no finite numbers from `low` to `high`; `ends` are the interval's brackets, ( and ) without the end."""
     for name in names:
-        value = getattr(owner, name)
+        value = _plain(owner, name)
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         outside = not number or not low <= value <= high
         if outside or (value == low and ends[0] == "(") or (value == high and ends[1] == ")"):
@@ -49,5 +62,5 @@ def require_number(
 def require_kind(owner: object, kind: type, *names: str) -> None:
     """Refuse fields that are of another kind: `str` or `bool`."""
     for name in names:
-        if not isinstance(getattr(owner, name), kind):
+        if not isinstance(_plain(owner, name), kind):
             raise UserError(f"{name} is {getattr(owner, name)!r}: expected {_KINDS[kind]}")

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from dit.design.blocks import BLOCKS as BLOCKS
+from dit.design.blocks import Block
 from dit.design.checks import require_choice, require_kind, require_number, require_positive, require_whole
+from dit.design.data import DATASETS as DATASETS
+from dit.design.data import DataConfig
+from dit.design.parts import digest as digest
+from dit.design.parts import settle, without_defaults
 from dit.design.topology import parse_mesh
 from dit.errors import UserError
 
-Block = Literal["in_context", "cross_attention", "adaln", "adaln_zero"]
-BLOCKS: tuple[Block, ...] = get_args(Block)
 Precision = Literal["float32", "bfloat16"]
 Remat = Literal["auto", "none", "dots", "full"]
 
@@ -53,41 +55,14 @@ SIZES = ("S", "B", "L", "XL")
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """A data set as the model sees it: `image_size` in pixels, `input_size` and `in_channels` as the model sees it (latents)."""
-
-    name: str
-    image_size: int
-    input_size: int
-    in_channels: int
-    num_classes: int
-
-    def __post_init__(self) -> None:
-        require_kind(self, str, "name")
-        require_positive(self, "image_size", "input_size", "in_channels", "num_classes")
-
-    @property
-    def is_latent(self) -> bool:
-        """Whether the model sees VAE latents rather than pixels."""
-        return self.input_size != self.image_size
-
-
-DATASETS: dict[str, DataConfig] = {
-    "digits": DataConfig("digits", image_size=8, input_size=8, in_channels=1, num_classes=10),
-    "mnist": DataConfig("mnist", image_size=32, input_size=32, in_channels=1, num_classes=10),
-    "imagenet256": DataConfig("imagenet256", image_size=256, input_size=32, in_channels=4, num_classes=1000),
-    "imagenet512": DataConfig("imagenet512", image_size=512, input_size=64, in_channels=4, num_classes=1000),
-}
-
-
-@dataclass(frozen=True)
 class ModelConfig:
     """A diffusion transformer (Sec. 3.2 of the paper). `size` and `ladder` name a row of `LADDERS`, or say "custom".
 
     `qk_norm`, which the paper does not have, normalises each head's queries and keys (RMSNorm with a learned scale) before their product.
+    `block_source` is that of a `Block` of the user's own, found by itself.
     """
 
-    block: Block
+    block: str
     patch_size: int
     depth: int
     hidden_size: int
@@ -101,9 +76,10 @@ class ModelConfig:
     size: str = "custom"
     ladder: str = "custom"
     qk_norm: bool = False
+    block_source: str = ""
 
     def __post_init__(self) -> None:
-        require_choice(self.block, BLOCKS, "block")
+        settle(self, "block_source", Block, self.block)
         require_positive(self, "patch_size", "depth", "hidden_size", "num_heads")
         require_positive(self, "input_size", "in_channels", "num_classes")
         if self.input_size % self.patch_size:
@@ -119,7 +95,7 @@ class ModelConfig:
         require_number(self, "mlp_ratio", low=0, ends="(]")
         require_number(self, "class_dropout_prob", low=0, high=1, ends="[)")
         require_kind(self, bool, "learn_sigma", "qk_norm")
-        require_kind(self, str, "size", "ladder")
+        require_kind(self, str, "block", "block_source", "size", "ladder")
 
     @property
     def tokens(self) -> int:
@@ -138,19 +114,18 @@ class ModelConfig:
 
 
 def model_config(
-    block: Block | str, size: str, patch_size: int, data: DataConfig, ladder: str = "dit", **changes: Any
+    block: str, size: str, patch_size: int, data: DataConfig, ladder: str = "dit", **changes: Any
 ) -> ModelConfig:
     """The model of one cell of the design space.
 
     Raises:
         UserError: for an unknown ladder, size or block, or a patch size that does not divide the input.
     """
-    require_choice(block, BLOCKS, "block")
     require_choice(ladder, list(LADDERS), "ladder")
     require_choice(size, list(LADDERS[ladder]), "size")
     row = LADDERS[ladder][size]
     return ModelConfig(
-        block=block,  # type: ignore[arg-type]  # checked by ModelConfig
+        block=block,
         patch_size=patch_size,
         depth=row.depth,
         hidden_size=row.hidden_size,
@@ -263,7 +238,7 @@ class Evaluation:
         """The declared protocol as plain JSON values, without the step; a field younger than the first scores only where it is set."""
         declared = dataclasses.asdict(self)
         del declared["step"]
-        return _without_defaults(declared, precision="float32")
+        return without_defaults(declared, precision="float32")
 
 
 @dataclass(frozen=True)
@@ -315,8 +290,9 @@ class RunConfig:
         """
         fields = dataclasses.asdict(self)
         del fields["steps"], fields["evaluations"]
-        fields["model"] = _without_defaults(fields["model"], qk_norm=False)
-        return _without_defaults(fields, precision="float32", guard=dataclasses.asdict(Guard()))
+        fields["model"] = without_defaults(fields["model"], qk_norm=False, block_source="")
+        fields["data"] = without_defaults(fields["data"], source="")
+        return without_defaults(fields, precision="float32", guard=dataclasses.asdict(Guard()))
 
     @functools.cached_property
     def hash(self) -> str:
@@ -361,16 +337,6 @@ class RunArguments:
         require_positive(self, "accumulate")
         require_whole(self, "steps_per_dispatch")
         parse_mesh(self.mesh)
-
-
-def _without_defaults(fields: dict[str, Any], **defaults: Any) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name not in defaults or value != defaults[name]}
-
-
-def digest(value: Any, length: int = 12) -> str:
-    """Hash of a JSON value in canonical form (sorted keys, shortest floats)."""
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:length]
 
 
 def to_json(run: RunConfig) -> dict[str, Any]:

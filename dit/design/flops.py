@@ -10,59 +10,43 @@ derivations that the tests hold equal.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import assert_never
-
+from dit.design.blocks import Count, block_of
 from dit.design.config import ModelConfig, RunConfig
+from dit.errors import UserError
 
 FREQUENCIES = 256  # width of the sinusoidal timestep features
-CONDITION_TOKENS = 2  # timestep and label, each a token, in the in-context and cross-attention blocks
 BACKWARD_FACTOR = 3  # training costs three forward passes (Sec. 4 of the paper)
 
 
-@dataclass(frozen=True)
-class Count:
-    """Multiply-adds per image and trainable parameters of one component."""
+def block_components(model: ModelConfig) -> dict[str, Count]:
+    """Multiply-adds for one image and parameters of each component of one block.
 
-    macs: int
-    params: int
+    Raises:
+        UserError: if the block has no count.
+    """
+    block = block_of(model)
+    if block.count is None:
+        raise UserError(
+            f"block '{block.name}' has no count: give it one, or plan the study so that the model is traced"
+        )
+    return block.count(model, block.tokens(model))
 
 
 def components(model: ModelConfig) -> dict[str, Count]:
     """Multiply-adds (one forward pass, one image) and parameters of each component; all blocks together per entry."""
-    d, n, t, m = model.hidden_size, model.depth, model.tokens, model.mlp_hidden_size
-    patch = model.patch_size**2
-    match model.block:
-        case "adaln_zero":
-            tokens, modulation, cross, adaptive = t, 6, False, True
-        case "adaln":
-            tokens, modulation, cross, adaptive = t, 4, False, True
-        case "cross_attention":
-            tokens, modulation, cross, adaptive = t, 0, True, False
-        case "in_context":
-            tokens, modulation, cross, adaptive = t + CONDITION_TOKENS, 0, False, False
-        case _:
-            assert_never(model.block)
+    d, t, patch = model.hidden_size, model.tokens, model.patch_size**2
     rows = model.num_classes + (model.class_dropout_prob > 0)
     parts = {
         "patch_embedding": Count(t * patch * model.in_channels * d, patch * model.in_channels * d + d),
         "timestep_embedding": Count(FREQUENCIES * d + d * d, FREQUENCIES * d + d + d * d + d),
         "label_embedding": Count(0, rows * d),
-        "attention_projections": Count(n * 4 * tokens * d * d, n * (4 * d * d + 4 * d)),
-        "attention_products": Count(n * 2 * tokens * tokens * d, 0),
-        "mlp": Count(n * 2 * tokens * d * m, n * (2 * d * m + m + d)),
     }
-    if cross:
-        on_tokens = 2 * t * d * d + 2 * t * CONDITION_TOKENS * d
-        parts["cross_attention"] = Count(n * (on_tokens + 2 * CONDITION_TOKENS * d * d), n * (4 * d * d + 4 * d))
-    if model.qk_norm:
-        parts["qk_norms"] = Count(0, n * (2 if cross else 1) * 2 * (d // model.num_heads))
-    if modulation:
-        parts["modulation"] = Count(n * modulation * d * d, n * modulation * (d * d + d))
-    else:
-        norms = n * (3 if cross else 2) + 1  # affine LayerNorms: those of the blocks and the final one
-        parts["layer_norms"] = Count(0, norms * 2 * d)
-    out = patch * model.out_channels
+    for name, one in block_components(model).items():
+        parts[name] = Count(model.depth * one.macs, model.depth * one.params)
+    adaptive, out = block_of(model).final != "plain", patch * model.out_channels
+    if not adaptive:
+        norms = parts.get("layer_norms", Count(0, 0))
+        parts["layer_norms"] = Count(norms.macs, norms.params + 2 * d)
     parts["final_layer"] = Count(
         t * d * out + (2 * d * d if adaptive else 0), d * out + out + (2 * d * d + 2 * d if adaptive else 0)
     )
@@ -81,9 +65,7 @@ def params(model: ModelConfig) -> int:
 
 def block_params(model: ModelConfig) -> int:
     """Parameters of the products of one block: all but its norms'."""
-    parts = components(model)
-    names = ("attention_projections", "mlp", "cross_attention", "modulation")
-    return sum(parts[name].params for name in names if name in parts) // model.depth
+    return sum(part.params for name, part in block_components(model).items() if "norm" not in name)
 
 
 def gflops(model: ModelConfig, paper: bool = False) -> float:
@@ -94,8 +76,7 @@ def gflops(model: ModelConfig, paper: bool = False) -> float:
     """
     extra = 0
     if paper:
-        tokens = model.tokens + (CONDITION_TOKENS if model.block == "in_context" else 0)
-        extra = 2 * model.depth * tokens * model.hidden_size
+        extra = 2 * model.depth * block_of(model).tokens(model) * model.hidden_size
     return (macs(model) + extra) / 1e9
 
 

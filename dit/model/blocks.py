@@ -10,13 +10,13 @@ and ignores the argument. Where the paper leaves a choice open, it is made here:
 
 from __future__ import annotations
 
-from typing import assert_never
-
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from dit.design.blocks import block_of
 from dit.design.config import ModelConfig
+from dit.design.parts import load
 from dit.model.compute import Compute
 from dit.model.layers import (
     ONE_DEVICE,
@@ -108,7 +108,7 @@ class AdaptiveFinalLayer(nnx.Module):
     def __init__(self, d: int, out: int, rngs: nnx.Rngs, zero: bool):
         self.norm = layer_norm(d, rngs, affine=False)
         self.modulation = linear(d, 2 * d, rngs, ZEROS if zero else None)
-        self.linear = linear(d, out, rngs, ZEROS)
+        self.linear = linear(d, out, rngs, ZEROS, ("fsdp", None))
 
     def __call__(self, x: Tokens, condition: Float[Array, "B D"]) -> Float[Array, "B T O"]:
         shift, scale = jnp.split(self.modulation(nnx.silu(condition)), 2, axis=-1)
@@ -120,7 +120,7 @@ class PlainFinalLayer(nnx.Module):
 
     def __init__(self, d: int, out: int, rngs: nnx.Rngs):
         self.norm = layer_norm(d, rngs, affine=True)
-        self.linear = linear(d, out, rngs, ZEROS)
+        self.linear = linear(d, out, rngs, ZEROS, ("fsdp", None))
 
     def __call__(self, x: Tokens, condition: Float[Array, "B M D"]) -> Float[Array, "B T O"]:
         return dense(self.linear, normalize(self.norm, x))
@@ -128,26 +128,12 @@ class PlainFinalLayer(nnx.Module):
 
 def make_block(config: ModelConfig, rngs: nnx.Rngs, compute: Compute = ONE_DEVICE) -> nnx.Module:
     """One block of the configured kind, to be computed as `compute` says."""
-    match config.block:
-        case "adaln_zero":
-            return AdaLNZeroBlock(config, rngs, compute)
-        case "adaln":
-            return AdaLNBlock(config, rngs, compute)
-        case "cross_attention":
-            return CrossAttentionBlock(config, rngs, compute)
-        case "in_context":
-            return InContextBlock(config, rngs, compute)
-        case _:
-            assert_never(config.block)
+    return load(block_of(config).make)(config, rngs, compute)
 
 
 def make_final_layer(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
-    """The decoder that goes with the configured block: adaptive with adaLN, plain otherwise."""
-    d, out = config.hidden_size, config.patch_size**2 * config.out_channels
-    match config.block:
-        case "adaln_zero" | "adaln":
-            return AdaptiveFinalLayer(d, out, rngs, zero=config.block == "adaln_zero")
-        case "cross_attention" | "in_context":
-            return PlainFinalLayer(d, out, rngs)
-        case _:
-            assert_never(config.block)
+    """The decoder that goes with the configured block: adaptive or plain."""
+    d, out, final = config.hidden_size, config.patch_size**2 * config.out_channels, block_of(config).final
+    if final == "plain":
+        return PlainFinalLayer(d, out, rngs)
+    return AdaptiveFinalLayer(d, out, rngs, zero=final == "zero")

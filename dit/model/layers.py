@@ -15,14 +15,32 @@ from jaxtyping import Array, Float, Int
 from dit.design.flops import FREQUENCIES
 from dit.model.compute import Compute, attend
 
+Axes = tuple[str | tuple[str, ...] | None, ...]
 ONE_DEVICE = Compute()
 EMBEDDING_INIT = nnx.initializers.normal(0.02)
 ZEROS = nnx.initializers.zeros_init()
 
 
-def linear(d_in: int, d_out: int, rngs: nnx.Rngs, kernel_init=None) -> nnx.Linear:
-    """A dense layer with bias: Xavier-uniform weight unless told otherwise, zero bias."""
-    return nnx.Linear(d_in, d_out, kernel_init=kernel_init or nnx.initializers.xavier_uniform(), rngs=rngs)
+PLACES = "axes"
+"""Key of a parameter's metadata under which the mesh axis of each of its dimensions stands: see `dit.model.mesh`."""
+COLUMNS: Axes = ("fsdp", "tensor")
+ROWS: Axes = ("tensor", "fsdp")
+# Over both axes along the inputs. qkv: a part of its 3D columns is not whole heads; `Attention` gathers the weights by heads. Modulation:
+# its columns are cut apart at once, and XLA's partitioner then gets gradients wrong on three axes.
+INPUTS: Axes = (("fsdp", "tensor"), None)
+
+
+def linear(d_in: int, d_out: int, rngs: nnx.Rngs, kernel_init=None, axes: Axes = INPUTS) -> nnx.Linear:
+    """A dense layer with bias: Xavier-uniform weight unless told otherwise, zero bias.
+
+    Args:
+        axes: the mesh axes of the weight's two dimensions. The bias goes with the outputs where those are split over `tensor`.
+    """
+    init = kernel_init or nnx.initializers.xavier_uniform()
+    bias = "tensor" if axes[1] == "tensor" else None
+    return nnx.Linear(
+        d_in, d_out, kernel_init=init, rngs=rngs, kernel_metadata={PLACES: axes}, bias_metadata={PLACES: (bias,)}
+    )
 
 
 def layer_norm(d: int, rngs: nnx.Rngs, affine: bool) -> nnx.LayerNorm:
@@ -91,8 +109,8 @@ class TimestepEmbedding(nnx.Module):
     """Sinusoidal features through a two-layer SiLU MLP, weights N(0, 0.02)."""
 
     def __init__(self, d: int, rngs: nnx.Rngs):
-        self.fc1 = linear(FREQUENCIES, d, rngs, EMBEDDING_INIT)
-        self.fc2 = linear(d, d, rngs, EMBEDDING_INIT)
+        self.fc1 = linear(FREQUENCIES, d, rngs, EMBEDDING_INIT, COLUMNS)
+        self.fc2 = linear(d, d, rngs, EMBEDDING_INIT, ROWS)
 
     def __call__(self, t: Float[Array, " B"]) -> Float[Array, "B D"]:
         features = timestep_features(t).astype(self.fc1.kernel.dtype)
@@ -115,7 +133,7 @@ class Attention(nnx.Module):
     def __init__(self, d: int, num_heads: int, rngs: nnx.Rngs, compute: Compute = ONE_DEVICE, qk_norm: bool = False):
         self.num_heads, self.compute = num_heads, compute
         self.qkv = linear(d, 3 * d, rngs)
-        self.proj = linear(d, d, rngs)
+        self.proj = linear(d, d, rngs, axes=ROWS)
         self.qk_norm = qk_norm
         if qk_norm:
             self.q_norm, self.k_norm = head_norm(d // num_heads, rngs), head_norm(d // num_heads, rngs)
@@ -148,10 +166,10 @@ class CrossAttention(nnx.Module):
 
     def __init__(self, d: int, num_heads: int, rngs: nnx.Rngs, compute: Compute = ONE_DEVICE, qk_norm: bool = False):
         self.num_heads, self.compute = num_heads, compute
-        self.q = linear(d, d, rngs)
-        self.k = linear(d, d, rngs)
-        self.v = linear(d, d, rngs)
-        self.proj = linear(d, d, rngs)
+        self.q = linear(d, d, rngs, axes=COLUMNS)
+        self.k = linear(d, d, rngs, axes=COLUMNS)
+        self.v = linear(d, d, rngs, axes=COLUMNS)
+        self.proj = linear(d, d, rngs, axes=ROWS)
         self.qk_norm = qk_norm
         if qk_norm:
             self.q_norm, self.k_norm = head_norm(d // num_heads, rngs), head_norm(d // num_heads, rngs)
@@ -181,8 +199,8 @@ class Mlp(nnx.Module):
 
     def __init__(self, d: int, hidden: int, rngs: nnx.Rngs, compute: Compute = ONE_DEVICE):
         self.compute = compute
-        self.fc1 = linear(d, hidden, rngs)
-        self.fc2 = linear(hidden, d, rngs)
+        self.fc1 = linear(d, hidden, rngs, axes=COLUMNS)
+        self.fc2 = linear(hidden, d, rngs, axes=ROWS)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         hidden = self.compute.split(dense(self.fc1, x), None, "tensor")

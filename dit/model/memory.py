@@ -8,20 +8,22 @@ decides between policies and does not promise a fit; `dit plan` compiles where t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from dit.design.config import RunArguments, RunConfig
+from dit.design.blocks import CONDITION_TOKENS, block_of
+from dit.design.config import ModelConfig, Precision, RunArguments, RunConfig
 from dit.design.memory_rules import KEPT_ON_CPU, USABLE, Policy, state_bytes
 from dit.errors import UserError
+from dit.model.blocks import make_block
 from dit.model.compute import Compute, cast_params
 from dit.model.mesh import mesh_shape
-from dit.model.transformer import DiT
+from dit.model.transformer import scanned
 
 
 def choose_remat(
@@ -55,36 +57,60 @@ def choose_remat(
     if images * _at_most(run) < most["none"]:
         return "none"
     for policy, bound in most.items():
-        if images * activation_bytes(run, dataclasses.replace(compute, remat=policy)) < bound:
+        if images * activation_bytes(run.model, run.precision, policy) < bound:
             return policy
     return "full"
 
 
-def activation_bytes(run: RunConfig, compute: Compute) -> int:
+def activation_bytes(model: ModelConfig, precision: Precision, remat: Policy, tensor: int = 1) -> int:
     """What one image's forward pass keeps for its backward pass, and one block's recomputation where there is any.
 
-    XLA's attention keeps its products, also counted where a fused kernel would not.
+    XLA's attention keeps its products, also counted where a fused kernel would not. Over `tensor` devices each keeps its part of what
+    grows with the MLP's width and with the heads.
     """
-    kept = _residuals(run, compute, 2) - _residuals(run, compute, 1)
-    if compute.remat == "none":
+    kept = _kept(model, precision, remat) + _outside(model, precision)
+    if tensor == 1:
         return kept
-    plain = dataclasses.replace(compute, remat="none")
-    return kept + (_residuals(run, plain, 2) - _residuals(run, plain, 1)) // run.model.depth
+    fewer = dataclasses.replace(model, num_heads=1), dataclasses.replace(model, mlp_ratio=model.mlp_ratio / 2)
+    heads, mlp = (kept - _kept(one, precision, remat) - _outside(one, precision) for one in fewer)
+    split = heads * model.num_heads / max(model.num_heads - 1, 1) + 2 * mlp
+    return kept - round(split * (1 - 1 / tensor))
 
 
-def _residuals(run: RunConfig, compute: Compute, images: int) -> int:
-    """Bytes of everything that the transposed model closes over."""
-    compute = dataclasses.replace(compute, mesh=None, attention="xla")
-    graph, params = nnx.split(nnx.eval_shape(lambda: DiT(run.model, rngs=nnx.Rngs(0), compute=compute)))
-    size = run.model.input_size
-    x = jax.ShapeDtypeStruct((images, size, size, run.model.in_channels), jnp.float32)
-    t, y = (jax.ShapeDtypeStruct((images,), dtype) for dtype in (jnp.float32, jnp.int32))
+def _outside(model: ModelConfig, precision: Precision) -> int:
+    """What the embedding and the final layer keep: two tensors of the tokens' width in the format of products, two in float32."""
+    return model.tokens * model.hidden_size * (2 * (2 if precision == "bfloat16" else 4) + 2 * 4)
 
-    def transposed(params: Any, x: Any, t: Any, y: Any) -> Any:
-        return jax.vjp(lambda p: nnx.merge(graph, cast_params(p, compute.dtype))(x, t, y), params)[1]
 
-    leaves = jax.tree.leaves(jax.eval_shape(transposed, params, x, t, y))
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+def _kept(model: ModelConfig, precision: Precision, remat: Policy) -> int:
+    """What the blocks keep of an image, and one block's recomputation."""
+    model = dataclasses.replace(model, size="custom", ladder="custom")
+    kept = _residuals(model, precision, remat)
+    return kept if remat == "none" else kept + _residuals(model, precision, "none") // model.depth
+
+
+@functools.lru_cache(maxsize=4096)
+def _residuals(model: ModelConfig, precision: Precision, remat: Policy) -> int:
+    """Bytes more that the transposed blocks close over for a second image: not the weights, which are there once."""
+    compute = Compute(precision, remat, attention="xla")
+    graph, one = nnx.split(nnx.eval_shape(lambda: make_block(model, nnx.Rngs(0), compute)))
+    stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((model.depth, *leaf.shape), leaf.dtype), one)
+    block, d = block_of(model), model.hidden_size
+
+    def bytes_of(images: int) -> int:
+        x = jax.ShapeDtypeStruct((images, block.tokens(model), d), compute.dtype)
+        shape = (images, d) if block.condition == "sum" else (images, CONDITION_TOKENS, d)
+
+        def transposed(params: Any, x: Any, condition: Any) -> Any:
+            return jax.vjp(
+                lambda p, x, c: scanned(graph, cast_params(p, compute.dtype), x, c, compute), params, x, condition
+            )[1]
+
+        leaves = jax.tree.leaves(jax.eval_shape(transposed, stacked, x, jax.ShapeDtypeStruct(shape, compute.dtype)))
+        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+    with jax.numpy_dtype_promotion("standard"):
+        return bytes_of(2) - bytes_of(1)
 
 
 def _at_most(run: RunConfig) -> int:

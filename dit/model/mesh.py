@@ -4,8 +4,8 @@
 - `fsdp` splits the batch too, and every large parameter, its moments and its average along one dimension (ZeRO's third stage).
 - `tensor` splits heads and hidden channels (Megatron's columns and rows).
 
-JAX's compiler inserts the communication. The rule of a parameter follows from the name of its module, so moments and averages, which
-repeat the parameters' tree, follow the same rules. A dimension that an axis does not divide stays whole.
+JAX's compiler inserts the communication. The axes of a parameter stand beside it, where `dit.model.layers.linear` makes it; moments and
+averages, which repeat the parameters' tree, repeat them. What has none, and a dimension that an axis does not divide, stays whole.
 """
 
 from __future__ import annotations
@@ -15,36 +15,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from flax import nnx
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int32, PyTree
 
 from dit.design.topology import AXES, MeshShape, parse_mesh
 from dit.errors import UserError
 from dit.model.compute import BATCH_AXES
-
-Axis = str | tuple[str, ...] | None
-COLUMNS = ("q", "k", "v", "fc1")  # the output dimension is split over `tensor`
-ROWS = ("proj", "fc2")  # the input dimension is
-WHOLE = ("norm", "norm1", "norm2", "norm_cross", "q_norm", "k_norm")
-RULES: dict[tuple[str, str], tuple[Axis, ...]] = {
-    **{(module, "kernel"): ("fsdp", "tensor") for module in COLUMNS},
-    **{(module, "bias"): ("tensor",) for module in COLUMNS},
-    **{(module, "kernel"): ("tensor", "fsdp") for module in ROWS},
-    **{(module, "bias"): (None,) for module in ROWS},
-    **{(module, leaf): (None,) for module in WHOLE for leaf in ("scale", "bias")},
-    # A part of its 3D columns is not whole heads; `dit.model.layers.Attention` gathers the weights by heads.
-    ("qkv", "kernel"): (("fsdp", "tensor"), None),
-    ("qkv", "bias"): (None,),
-    # Not over its columns: the six of them are cut apart at once, and XLA's partitioner then gets gradients wrong on three axes.
-    ("modulation", "kernel"): (("fsdp", "tensor"), None),
-    ("modulation", "bias"): (None,),
-    ("patch_embedding", "kernel"): (None, "fsdp"),
-    ("patch_embedding", "bias"): (None,),
-    ("table", "embedding"): (None, None),  # looked up by the labels of every device
-    ("linear", "kernel"): ("fsdp", None),
-    ("linear", "bias"): (None,),
-}
-"""Axis of each dimension of a parameter, by its module's name and its own."""
+from dit.model.layers import PLACES, Axes
 
 
 def make_mesh(text: str = "", devices: list[Any] | None = None) -> Mesh | None:
@@ -67,39 +45,31 @@ def make_mesh(text: str = "", devices: list[Any] | None = None) -> Mesh | None:
     return jax.make_mesh(shape.sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=chosen)
 
 
-def mesh_shape(mesh: Mesh | None) -> MeshShape:
+def mesh_shape(mesh: Mesh | AbstractMesh | None) -> MeshShape:
     """Sizes of a mesh; of one device for `None`."""
     return MeshShape(*(mesh.shape[axis] for axis in AXES)) if mesh is not None else MeshShape()
 
 
-def rule(path: str, shape: tuple[int, ...], sizes: MeshShape) -> PartitionSpec:
-    """Axes of the array at a slash-separated `path` such as `params/blocks/mlp/fc1/kernel`; scalars are everywhere.
-
-    Raises:
-        KeyError: for a parameter of a module that has no rule.
-    """
-    if not shape:
-        return PartitionSpec()
-    names = path.removesuffix("/value").split("/")
-    axes = RULES[names[-2], names[-1]]
+def rule(axes: Axes, shape: tuple[int, ...], sizes: MeshShape) -> PartitionSpec:
+    """Places of an array's dimensions, of which the last have these axes; one that its axes do not divide stays whole."""
     axes = (None,) * (len(shape) - len(axes)) + axes  # parameters of blocks are stacked along depth
     size_of: dict[str, int] = dict(zip(AXES, sizes.sizes))
 
-    def fits(axis: Axis, dim: int) -> bool:
+    def fits(axis: str | tuple[str, ...] | None, dim: int) -> bool:
         return dim % math.prod(size_of[each] for each in ((axis,) if isinstance(axis, str) else axis or ())) == 0
 
     return PartitionSpec(*(axis if fits(axis, dim) else None for axis, dim in zip(axes, shape)))
 
 
-def state_sharding(abstract: PyTree, mesh: Mesh) -> PyTree:
+def state_sharding(abstract: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
     """Where every leaf of a tree of parameters, or of a training state, lives."""
     sizes = mesh_shape(mesh)
 
-    def place(path: tuple, leaf: Any) -> NamedSharding:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return NamedSharding(mesh, rule(name, leaf.shape, sizes))
+    def place(leaf: Any) -> Any:
+        axes = leaf.get_metadata(PLACES, ()) if isinstance(leaf, nnx.Variable) else ()
+        return jax.tree.map(lambda array: NamedSharding(mesh, rule(axes, array.shape, sizes)), leaf)
 
-    return jax.tree_util.tree_map_with_path(place, abstract)
+    return jax.tree.map(place, abstract, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
 def batch_sharding(mesh: Mesh, stacked: bool = False) -> NamedSharding:

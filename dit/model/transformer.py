@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree
 
+from dit.design.blocks import block_of
 from dit.design.config import ModelConfig
 from dit.model.blocks import make_block, make_final_layer
 from dit.model.compute import ATTENDED, Compute, cast_params
@@ -49,7 +50,7 @@ class DiT(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, compute: Compute = ONE_DEVICE):
         self.config, self.compute = config, compute
         d = config.hidden_size
-        self.patch_embedding = linear(config.patch_size**2 * config.in_channels, d, rngs)
+        self.patch_embedding = linear(config.patch_size**2 * config.in_channels, d, rngs, axes=(None, "fsdp"))
         self.timestep_embedding = TimestepEmbedding(d, rngs)
         self.label_embedding = LabelEmbedding(config.num_classes, config.class_dropout_prob, d, rngs)
 
@@ -76,30 +77,25 @@ class DiT(nnx.Module):
         positions = position_embedding(config.hidden_size, config.input_size // config.patch_size)
         patches = patchify(x.astype(dtype), config.patch_size)
         tokens = dense(self.patch_embedding, patches) + jnp.asarray(positions, dtype)[None]
-        t_embedding, y_embedding = self.timestep_embedding(t), self.label_embedding(y)
-        match config.block:
-            case "adaln_zero" | "adaln":
-                condition = t_embedding + y_embedding
-            case "cross_attention":
-                condition = jnp.stack([t_embedding, y_embedding], axis=1)
-            case "in_context":
-                # The two condition tokens carry no position embedding and are dropped after the last block.
-                condition = jnp.stack([t_embedding, y_embedding], axis=1)
-                tokens = jnp.concatenate([tokens, condition], axis=1)
-            case _:
-                assert_never(config.block)
-        tokens = self._run_blocks(tokens, condition)[:, : config.tokens]
+        embedded = self.timestep_embedding(t), self.label_embedding(y)
+        where = block_of(config).condition
+        condition = embedded[0] + embedded[1] if where == "sum" else jnp.stack(embedded, axis=1)
+        if where == "tokens":  # they carry no position embedding and are dropped after the last block
+            tokens = jnp.concatenate([tokens, condition], axis=1)
+        tokens = scanned(*nnx.split(self.blocks), tokens, condition, self.compute)[:, : config.tokens]
         return unpatchify(self.final_layer(tokens, condition).astype(jnp.float32), config.patch_size)
 
-    def _run_blocks(self, tokens: Float[Array, "B S D"], condition: Float[Array, "B ..."]) -> Float[Array, "B S D"]:
-        graph, stacked = nnx.split(self.blocks)
-        compute = self.compute
-        condition = compute.split(condition)
 
-        def body(x, params):
-            return compute.split(nnx.merge(graph, params)(x, condition)), None
+def scanned(
+    graph: Any, stacked: PyTree, tokens: Float[Array, "B S D"], condition: Float[Array, "B ..."], compute: Compute
+) -> Float[Array, "B S D"]:
+    """The blocks of one `graph` with parameters stacked along depth, one after another."""
+    condition = compute.split(condition)
 
-        return jax.lax.scan(_recomputed(body, compute), compute.split(tokens), stacked, unroll=compute.unroll)[0]
+    def body(x, params):
+        return compute.split(nnx.merge(graph, params)(x, condition)), None
+
+    return jax.lax.scan(_recomputed(body, compute), compute.split(tokens), stacked, unroll=compute.unroll)[0]
 
 
 def _recomputed(body: Callable, compute: Compute) -> Callable:

@@ -44,9 +44,15 @@ def open_training_data(
 
 
 def identity(dataset: Dataset) -> dict[str, Any]:
-    """What tells these latents from all others: hashes of their manifest, which has each shard's, and of the autoencoder."""
+    """What tells these latents from all others: hashes of their manifest, which has each shard's, and of the autoencoder.
+
+    The scale and shift are there where they are not Stable Diffusion's, for whoever decodes.
+    """
     assert isinstance(dataset, LatentDataset)
-    return {"latents": dataset.manifest.identity, "vae_sha256": dataset.manifest.settings.vae_sha256}
+    settings = dataset.manifest.settings
+    factors = (settings.latent_scale, settings.latent_shift)
+    said = {} if factors == (LATENT_SCALE, 0.0) else {"latent_factors": list(factors)}
+    return {"latents": dataset.manifest.identity, "vae_sha256": settings.vae_sha256, **said}
 
 
 def check_fit(manifest: Manifest, data: DataConfig, source: str) -> None:
@@ -60,7 +66,6 @@ def check_fit(manifest: Manifest, data: DataConfig, source: str) -> None:
         ("image_size", settings.image_size, data.image_size),
         ("latent_size", settings.latent_size, data.input_size),
         ("latent_channels", settings.latent_channels, data.in_channels),
-        ("latent_scale", settings.latent_scale, LATENT_SCALE),
     ):
         if given != expected:
             raise UserError(
@@ -91,7 +96,16 @@ def open_scorer(run: RunConfig, evaluation: Evaluation, arguments: RunArguments)
         raise UserError(
             f"the evaluation of step {evaluation.step} declares no decoder, but latents are decoded: name it in the study"
         )
-    return _scorer(run.data, arguments.vae, arguments.inception, arguments.reference)
+    scorer = _scorer(run.data, arguments.vae, arguments.inception, arguments.reference)
+    if arguments.data and scorer.decoder is not None:
+        settings = open_latents(arguments.data, verify=False)[1].settings
+        trained, decoded = (settings.latent_scale, settings.latent_shift), scorer.decoder.factors
+        if trained != decoded:
+            raise UserError(
+                f"{arguments.data} holds latents for the scale and shift {trained}, the autoencoder {arguments.vae} has {decoded}: "
+                "give the one that made them"
+            )
+    return scorer
 
 
 @functools.lru_cache(maxsize=1)

@@ -7,7 +7,6 @@ a run reads the same in all of them.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,10 +20,11 @@ from dit.errors import UserError
 from dit.hosts.processes import Processes
 from dit.store import study as store
 from dit.store.environment import environment
+from dit.store.files import whole
 from dit.store.goodput import goodput
 from dit.store.lease import Lease
 from dit.store.mirror import Mirror
-from dit.store.study import MetricsWriter, RunStore
+from dit.store.study import RunStore
 
 KEPT_SAMPLES = 16
 """Images kept of each evaluation, for the figures."""
@@ -63,6 +63,7 @@ class Journal:
         """Make the run's folder or check that it is this run's, and record where and under what the attempt runs."""
         if self.processes.leads:
             self.record.create()
+            self.record.metrics()  # a run does not go on after rows that are damaged or missing
             place = self.record.path / f"environment-{self.attempt:04d}.json"
             store.write_json(place, environment(), self.fence)
             self.record.set_status(store.RUNNING, **self.progress)
@@ -99,7 +100,7 @@ class Journal:
         """Record a row of training metrics."""
         self.progress["loss"] = row["loss"]
         if self.processes.leads:
-            self._metrics = self._metrics or MetricsWriter(self.record.path, self.attempt, self.fence)
+            self._metrics = self._metrics or self.record.metrics_writer(self.attempt)
             self._metrics.write(row)
             if self._mirror is not None:
                 self._mirror.log(row)
@@ -112,11 +113,16 @@ class Journal:
         if self._metrics is not None:
             self._metrics.sync()
 
+    def _logged(self) -> dict[str, Any]:
+        """The end of the rows so far, which are on disk before a status tells of them."""
+        self.sync()
+        return self._metrics.end if self._metrics is not None else {}
+
     def stopped_at(self, step: int) -> None:
         """Record that training stands at a step, and the attempt's times."""
         self.progress["step"] = step
         if self.processes.leads:
-            self.record.set_status(store.RUNNING, **self.progress)
+            self.record.set_status(store.RUNNING, self._logged(), **self.progress)
             self._write_times()
 
     def keep_unfinished(self, step: int, metrics: dict[str, np.ndarray]) -> None:
@@ -152,15 +158,8 @@ class Journal:
         """Record a score: its first samples, then the row that says it is there."""
         row = score_row(self.run, self.study, evaluation, score, protocol_hash)
         if self.processes.leads:
-            kept = self.record.samples_path(evaluation)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            beside = kept.with_name(f".{kept.name}.{self.attempt}")
-            with open(beside, "wb") as file:
+            with whole(self.record.samples_path(evaluation), self.fence) as beside, open(beside, "wb") as file:
                 np.savez(file, images=images[:KEPT_SAMPLES], labels=labels[:KEPT_SAMPLES])
-                file.flush()
-                os.fsync(file.fileno())
-            self.fence()
-            os.replace(beside, kept)
             value = {"schema_version": store.SCHEMA_VERSION, "row": row, "protocol": protocol, "floor": floor}
             store.write_json(self.record.evaluation_path(evaluation), value, self.fence)
             self.record.drawn_path(evaluation).unlink(missing_ok=True)
@@ -172,7 +171,7 @@ class Journal:
         """Record the run's state after this attempt and let the run go; `how` is the attempt's end where it is not the state."""
         if self.processes.leads:
             self._write_times()
-            self.record.set_status(state, **self.progress, **fields, **self._goodput())
+            self.record.set_status(state, self._logged(), **self.progress, **fields, **self._goodput())
             if self._lease is not None:
                 self._lease.end(how or state)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from jaxtyping import PyTree
 from dit.design.config import digest
 from dit.errors import UserError
 from dit.hosts.processes import Processes
+from dit.store.files import whole
 
 SAVE_EVERY_S = 30.0
 """Seconds between two writes, so that an evaluation which is quickly done writes nothing."""
@@ -67,18 +67,9 @@ class KeptSamples:
             return
         content = io.BytesIO()
         np.savez(content, identity=self._of(weights), **arrays)
-        self._place.parent.mkdir(exist_ok=True)
-        beside = self._place.with_name(f".{self._place.name}.{os.getpid()}")
-        try:
-            with beside.open("wb") as file:
-                file.write(hashlib.sha256(content.getbuffer()).digest())
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            self._fence()
-            os.replace(beside, self._place)
-        finally:
-            beside.unlink(missing_ok=True)
+        with whole(self._place, self._fence) as beside, beside.open("wb") as file:
+            file.write(hashlib.sha256(content.getbuffer()).digest())
+            file.write(content.getbuffer())
 
     def _read(self) -> bytes:
         """The file's content if it is whole, else nothing."""

@@ -37,6 +37,9 @@ from dit.train.throughput import Meter
 
 T = TypeVar("T")
 
+MOST_LETTERS = 300
+"""Of a failure's reason: some libraries print a whole state."""
+
 
 def execute(
     folder: Path, study: str, run: RunConfig, arguments: RunArguments, report: Report, lease: Lease | None = None
@@ -87,7 +90,8 @@ def reason_of(error: Exception) -> str:
     """Why a run failed, in a line; that memory ran out is said first, on the host or on a device."""
     text = str(error) if isinstance(error, UserError | Diverged) else f"{type(error).__name__}: {error}"
     exhausted = isinstance(error, MemoryError) or ("RESOURCE_EXHAUSTED" in text and "memory" in text.lower())
-    return " ".join(f"{'out of memory: ' * exhausted}{text}".split())
+    line = " ".join(f"{'out of memory: ' * exhausted}{text}".split())
+    return line if len(line) <= MOST_LETTERS else f"{line[: MOST_LETTERS - 4]} ..."
 
 
 class _Refused(UserError):
@@ -317,5 +321,5 @@ class _Execution:
             from dit.runs.inputs import open_training_data
 
             return open_training_data(self.run, self.arguments, self.program.rows)
-        images = load_images(self.run.data.name)
+        images = load_images(self.run.data.name, self.run.data.source)
         return ImageDataset(*images, self.run.batch_size, self.run.seed, self.program.rows)

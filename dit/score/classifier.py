@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 from pathlib import Path
 
 import jax
@@ -23,6 +22,7 @@ from dit.data.batches import ImageDataset, load_images
 from dit.design.config import DATASETS, OptimConfig, digest
 from dit.score.features import Features, NetworkExtractor
 from dit.store.environment import cache_folder
+from dit.store.files import whole
 from dit.store.study import exclusive
 from dit.train.optim import adamw
 
@@ -89,11 +89,8 @@ def small_image_extractor(name: str) -> NetworkExtractor:
 
 
 def _write(path: Path, parameters: list[np.ndarray]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(beside, "wb") as file:
+    with whole(path) as beside, beside.open("wb") as file:
         np.savez(file, *parameters)
-    os.replace(beside, path)
 
 
 def _train(name: str) -> list[np.ndarray]:

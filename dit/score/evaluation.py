@@ -8,7 +8,6 @@ was and ends with the same bits. Pooled features are kept only for metrics that 
 from __future__ import annotations
 
 import io
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from dit.errors import UserError
 from dit.score.features import Extractor
 from dit.score.metrics.inception_score import InceptionScore
 from dit.score.metrics.moments import Moments
+from dit.store.files import whole
 
 Report = Callable[[int, int], None]
 """Told how many images of how many are done."""
@@ -142,13 +142,8 @@ class _Checkpoint:
         """Features first, then the state that counts them."""
         if isinstance(statistics.features, np.memmap):
             statistics.features.flush()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        beside = self._folder / "state.new"
-        with beside.open("wb") as file:
+        with whole(self._folder / "state.npz") as beside, beside.open("wb") as file:
             np.savez(file, identity=self._identity, kept=np.array(statistics.features.shape), **statistics.state())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, self._folder / "state.npz")
 
     def features(self, shape: tuple[int, ...]) -> np.ndarray:
         """The mapped file of kept features."""

@@ -9,6 +9,7 @@ Field numbers: TensorFlow's `graph.proto`, `node_def.proto`, `attr_value.proto`,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,9 @@ import numpy as np
 from dit.errors import UserError
 
 _FLOAT32 = 1
+_MOST_BYTES = 2**28
+_MOST_FIELDS = 2**20
+"""Of one message; the published graph has 1,016 nodes, none of many fields."""
 
 
 def read_constants(path: Path) -> dict[str, np.ndarray]:
@@ -26,6 +30,8 @@ def read_constants(path: Path) -> dict[str, np.ndarray]:
         UserError: if the file is not a graph, or is cut short.
     """
     constants = {}
+    if not path.is_file() or path.stat().st_size > _MOST_BYTES:
+        raise UserError(f"{path} is not a file of at most {_MOST_BYTES:,} bytes: expected a frozen TensorFlow graph")
     try:
         for number, node in _fields(memoryview(path.read_bytes())):
             if number != 1:
@@ -33,7 +39,7 @@ def read_constants(path: Path) -> dict[str, np.ndarray]:
             fields = list(_fields(_span(node)))
             if _text(fields, 2) == "Const" and (value := _constant(fields)) is not None:
                 constants[_text(fields, 1)] = value
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, OverflowError) as error:
         raise UserError(f"{path} is not a whole TensorFlow graph ({error}): copy or download it again") from error
     if not constants:
         raise UserError(
@@ -58,23 +64,26 @@ def _tensor(fields: list[tuple[int, memoryview | int]]) -> np.ndarray | None:
     if dict(fields).get(1) != _FLOAT32:
         return None
     shape: list[int] = []
-    content = b""
+    content: list[bytes] = []
     for number, value in fields:
         if number == 2:
             dims = (dict(_fields(_span(dim))) for kind, dim in _fields(_span(value)) if kind == 2)
             shape = [size for dim in dims if isinstance(size := dim.get(1, 0), int)]
         elif number in (4, 5):  # raw bytes, or values packed or one by one, of which both are little-endian float32
-            content += bytes(_span(value))
-    values = np.frombuffer(content, "<f4")
-    if values.size == 1 and np.prod(shape, dtype=int) > 1:  # one value stands for all
+            content.append(bytes(_span(value)))
+    values = np.frombuffer(b"".join(content), "<f4")
+    if values.size == 1 and 1 < math.prod(shape) <= _MOST_FIELDS * 4:  # one value stands for all
         values = np.broadcast_to(values, shape)
     return values.reshape(shape).copy()
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview | int]]:
     """Field number and value of each field: bytes for lengths and fixed widths, an integer for varints."""
-    at = 0
+    at = count = 0
     while at < len(data):
+        count += 1
+        if count > _MOST_FIELDS:
+            raise ValueError(f"a message of more than {_MOST_FIELDS:,} fields")
         key, at = _varint(data, at)
         wire = key & 7
         if wire == 0:

@@ -18,7 +18,7 @@ from dit.errors import UserError
 from dit.score import graph_def
 from dit.score.inception import CONVOLUTIONS, NUM_CLASSES, POOLED, STEM, Folded
 from dit.store.environment import cache_folder
-from dit.weights import torch_legacy
+from dit.weights.torch_pickle import read_tensors
 
 EPSILON = 1e-3
 """Of the batch normalisation."""
@@ -72,14 +72,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     """Checked tensors in float32 by their PyTorch names."""
     try:
         _check_name(path)
-        if path.suffix == ".pb":
-            state = _from_graph(path)
-        elif path.suffix != ".safetensors" and torch_legacy.is_legacy(path):
-            state = torch_legacy.read_state_dict(path)
-        else:
-            from dit.weights.torch_pickle import read_tensors
-
-            state = read_tensors(path)
+        state = _from_graph(path) if path.suffix == ".pb" else read_tensors(path, ("Conv2d_1a_3x3.conv.weight",))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from dit.data.image_sets import ImageSet, open_images, reading
+from dit.data.image_sets import ImageSet, open_images, read_arrays, reading
 from dit.design.config import digest
 from dit.errors import UserError
 from dit.score import inception
@@ -31,6 +30,7 @@ from dit.score.evaluation import Report, Statistics, gather
 from dit.score.features import Extractor
 from dit.score.metrics.frechet import Gaussian
 from dit.score.metrics.precision_recall import REFERENCES
+from dit.store.files import whole
 
 ANY_WEIGHTS = "published"
 """Stands for the hash of weights in files made elsewhere, which do not record one."""
@@ -85,13 +85,8 @@ def save(path: Path, reference: Reference) -> None:
     arrays = {"mu": reference.pooled.mean, "sigma": reference.pooled.covariance, "features": reference.features}
     if reference.spatial is not None:
         arrays |= {"mu_s": reference.spatial.mean, "sigma_s": reference.spatial.covariance}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("wb") as file:
+    with whole(path) as beside, beside.open("wb") as file:
         np.savez(file, allow_pickle=False, made_by=json.dumps(reference.made_by), **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 def declare(path: Path, extractor_name: str, resize: str) -> Reference:
@@ -100,20 +95,12 @@ def declare(path: Path, extractor_name: str, resize: str) -> Reference:
     Raises:
         UserError: if the file already says so itself, or holds no statistics.
     """
-    with _arrays(path) as arrays:
-        if "made_by" in arrays.files or "arr_0" in arrays.files:
-            raise UserError(
-                f"{path} says itself what made it: declare only bare mu/sigma files, or drop --made-with-resize"
-            )
-        protocol = {
-            "extractor": extractor_name,
-            "extractor_sha256": ANY_WEIGHTS,
-            "resize": resize,
-            "num_images": None,
-            "source": path.name,
-            "source_sha256": _file_hash(path),
-        }
-        return _from_arrays(arrays, path, protocol)
+    names = _names_in(path)
+    if {"made_by", "arr_0"} & names:
+        raise UserError(
+            f"{path} says itself what made it: declare only bare mu/sigma files, or drop --made-with-resize"
+        )
+    return _from_arrays(path, _declared(path, extractor_name, resize))
 
 
 def load(
@@ -131,30 +118,49 @@ def load(
     """
     path = Path(source)
     if path.suffix == ".npz" and path.is_file():
-        with _arrays(path) as arrays:
-            names = arrays.files
-            if "made_by" in names:
-                reference = _from_arrays(arrays, path, _made_by(arrays, path))
-                _refuse_other(reference, extractor, path)
-                return reference
-            if "mu" in names and "arr_0" not in names and "mu_s" not in names:
-                raise UserError(
-                    f"{path} holds bare mu and sigma, which do not say what made them: "
-                    f"declare it with `dit reference {path} --made-with-resize {extractor.resize} --out NEW.npz` if so it is"
-                )
-            if "mu" in names:
-                return _from_adm(arrays, path, extractor, batch_size, report)
+        names = _names_in(path)
+        if "made_by" in names:
+            reference = _from_arrays(path, _made_by(path))
+            _refuse_other(reference, extractor, path)
+            return reference
+        if "mu" in names and "arr_0" not in names and "mu_s" not in names:
+            raise UserError(
+                f"{path} holds bare mu and sigma, which do not say what made them: "
+                f"declare it with `dit reference {path} --made-with-resize {extractor.resize} --out NEW.npz` if so it is"
+            )
+        if "mu" in names:
+            return _from_adm(path, extractor, batch_size, report, with_images="arr_0" in names)
     images = open_images(source, extractor.channels)
+    if say and images.said:
+        say(images.said)
     if say:
         say(f"making statistics of {len(images):,} images of {images.source}; `dit reference` keeps them")
     return make(extractor, images, batch_size, partial, report)
 
 
-def _made_by(arrays: Any, path: Path) -> dict[str, Any]:
+def _names_in(path: Path) -> set[str]:
+    """Names of the arrays in an `.npz`."""
+    with reading(path), zipfile.ZipFile(path) as archive:
+        return {name.removesuffix(".npy") for name in archive.namelist()}
+
+
+def _declared(path: Path, extractor_name: str, resize: str) -> dict[str, Any]:
+    """The protocol of statistics made elsewhere."""
+    return {
+        "extractor": extractor_name,
+        "extractor_sha256": ANY_WEIGHTS,
+        "resize": resize,
+        "num_images": None,
+        "source": path.name,
+        "source_sha256": _file_hash(path),
+    }
+
+
+def _made_by(path: Path) -> dict[str, Any]:
     """The protocol that a file of ours records."""
     try:
-        protocol = json.loads(str(arrays["made_by"]))
-    except ValueError as error:
+        protocol = json.loads(str(read_arrays(path, ("made_by",))["made_by"]))
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: its 'made_by' is not JSON ({error}): make the file again with `dit reference`"
         ) from error
@@ -162,25 +168,25 @@ def _made_by(arrays: Any, path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: its 'made_by' lacks some of {', '.join(sorted(_MADE_BY))}: make the file again with `dit reference`"
         )
+    count = protocol["num_images"]
+    if count is not None and (type(count) is not int or count < 1):
+        raise UserError(
+            f"{path}: its num_images is {str(count)[:40]!r}, expected a whole number above 0: make the file again"
+        )
+    wrong = next((name for name in sorted(_MADE_BY - {"num_images"}) if not isinstance(protocol[name], str)), None)
+    if wrong is not None:
+        raise UserError(f"{path}: its {wrong} is {str(protocol[wrong])[:40]!r}, expected a text: make the file again")
     return protocol
 
 
-def _from_adm(arrays: Any, path: Path, extractor: Extractor, batch_size: int, report: Report | None) -> Reference:
+def _from_adm(path: Path, extractor: Extractor, batch_size: int, report: Report | None, with_images: bool) -> Reference:
     """ADM's batch: statistics as included, features of its images."""
-    protocol = {
-        "extractor": inception.NAME,
-        "extractor_sha256": ANY_WEIGHTS,
-        "resize": inception.RESIZE,
-        "num_images": None,
-        "source": path.name,
-        "source_sha256": _file_hash(path),
-    }
-    reference = _from_arrays(arrays, path, protocol)
+    reference = _from_arrays(path, _declared(path, inception.NAME, inception.RESIZE))
     _refuse_other(reference, extractor, path)
-    if "arr_0" not in arrays.files:
+    if not with_images:
         return reference
     kept = _features(extractor, open_images(str(path), extractor.channels), batch_size, report)
-    return Reference(reference.pooled, reference.spatial, kept, protocol)
+    return Reference(reference.pooled, reference.spatial, kept, reference.made_by)
 
 
 def _features(extractor: Extractor, images: ImageSet, batch_size: int, report: Report | None) -> np.ndarray:
@@ -188,22 +194,49 @@ def _features(extractor: Extractor, images: ImageSet, batch_size: int, report: R
     return gather(extractor, images, batch_size, count, keep=count, report=report).features
 
 
-def _from_arrays(arrays: Any, path: Path, protocol: dict[str, Any]) -> Reference:
-    missing = [name for name in ("mu", "sigma") if name not in arrays.files]
+def _from_arrays(path: Path, protocol: dict[str, Any]) -> Reference:
+    arrays = read_arrays(path, ("mu", "sigma", "mu_s", "sigma_s", "features"))
+    missing = [name for name in ("mu", "sigma") if name not in arrays]
     if missing:
         raise UserError(
             f"{path} lacks '{missing[0]}': expected statistics mu and sigma, make the file again with `dit reference`"
         )
-    for name in ("mu", "sigma", "mu_s", "sigma_s"):
-        if name in arrays.files and arrays[name].dtype.kind not in "fiu":
-            raise UserError(f"{path}: '{name}' holds {arrays[name].dtype}, expected numbers: make the file again")
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiu":
+            raise UserError(f"{path}: '{name}' holds {array.dtype}, expected numbers: make the file again")
+        if not np.isfinite(array).all():
+            raise UserError(f"{path}: '{name}' holds values that are not finite: make the file again")
     count = protocol["num_images"]
-    pooled = Gaussian(arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64), count)
-    spatial = None
-    if "mu_s" in arrays.files:
-        spatial = Gaussian(arrays["mu_s"].astype(np.float64), arrays["sigma_s"].astype(np.float64), count)
-    features = arrays["features"] if "features" in arrays.files else np.empty((0, len(pooled.mean)), np.float32)
+    pooled = _gaussian(path, arrays, "", count)
+    spatial = _gaussian(path, arrays, "_s", count) if "mu_s" in arrays else None
+    features = arrays.get("features", np.empty((0, len(pooled.mean)), np.float32)).astype(np.float32, copy=False)
+    if features.ndim != 2 or features.shape[1] != len(pooled.mean):
+        raise UserError(
+            f"{path}: 'features' has shape {features.shape}, expected (images, {len(pooled.mean)}): make the file again"
+        )
     return Reference(pooled, spatial, features, protocol)
+
+
+def _gaussian(path: Path, arrays: dict[str, np.ndarray], ending: str, count: int | None) -> Gaussian:
+    """Mean and covariance of a file, once they can be some distribution's.
+
+    Rounding to float32 moves an eigenvalue by 6e-8 of the trace at most, so anything beyond 1e-6 of it is no rounding.
+    """
+    mean, sigma = arrays[f"mu{ending}"].astype(np.float64), arrays.get(f"sigma{ending}", np.empty(0)).astype(np.float64)
+    if mean.ndim != 1 or sigma.shape != (len(mean), len(mean)) or not len(mean):
+        raise UserError(
+            f"{path}: 'mu{ending}' has shape {mean.shape}, 'sigma{ending}' {sigma.shape}, expected (F,) and (F, F): make the file again"
+        )
+    slack = 1e-6 * max(float(np.trace(sigma)), 0.0)
+    if np.abs(sigma - sigma.T).max() > slack:
+        raise UserError(f"{path}: 'sigma{ending}' is not symmetric, as every covariance is: make the file again")
+    try:
+        np.linalg.cholesky(sigma + (slack + np.finfo(np.float64).tiny) * np.eye(len(sigma)))
+    except np.linalg.LinAlgError:
+        raise UserError(
+            f"{path}: 'sigma{ending}' has a negative variance in some direction: make the file again"
+        ) from None
+    return Gaussian(mean, sigma, count)
 
 
 def _refuse_other(reference: Reference, extractor: Extractor, path: Path) -> None:
@@ -218,16 +251,6 @@ def _refuse_other(reference: Reference, extractor: Extractor, path: Path) -> Non
                 f"{path} was made {what} {one}, samples are scored {what} {other}: such scores do not compare, "
                 "make the reference again with the same --extractor and --weights"
             )
-
-
-@contextmanager
-def _arrays(path: Path) -> Iterator[Any]:
-    with reading(path), path.open("rb") as file:
-        try:
-            arrays = np.load(file, allow_pickle=False)
-        except ValueError as error:
-            raise UserError(f"{path} is not an .npz file ({error}): expected statistics or images") from error
-        yield arrays
 
 
 def _file_hash(path: Path) -> str:

@@ -13,18 +13,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dit.data.decoding import Decoder, to_images
-from dit.design.config import BLOCKS, SIZES, Evaluation, RunConfig
+from dit.design.blocks import in_order, label_of
+from dit.design.config import SIZES, Evaluation, RunConfig
 from dit.errors import UserError
 from dit.score.sampling import Sampler
 from dit.store.study import RunStore, load_study
 from dit.train.restore import open_checkpoint
 
-TITLES = {
-    "in_context": "in-context",
-    "cross_attention": "cross-attention",
-    "adaln": "adaLN",
-    "adaln_zero": "adaLN-Zero",
-}
 SMALLEST_CELL = 96
 """Images smaller than this many pixels are drawn larger, by whole factors."""
 MARGIN, GAP, HEAD = 56, 4, 24
@@ -87,7 +82,7 @@ def draw_cells(
 
 def compose(grid: Grid) -> Image.Image:
     """The picture: panels below one another in the paper's order of blocks, each cell labelled by its row and column."""
-    blocks = [block for block in BLOCKS if any(key[0] == block for key in grid.cells)]
+    blocks = in_order(key[0] for key in grid.cells)
     sizes = _ordered({size for _, size, _ in grid.cells})
     patches = sorted({patch for _, _, patch in grid.cells}, reverse=True)
     factor = -(-SMALLEST_CELL // max(image.shape[0] for image in grid.images.values()))
@@ -97,7 +92,7 @@ def compose(grid: Grid) -> Image.Image:
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=14)
     for b, block in enumerate(blocks):
         top = b * panel
-        pen.text((MARGIN, top + HEAD // 2), TITLES[block], "black", font, anchor="lm")
+        pen.text((MARGIN, top + HEAD // 2), label_of(block), "black", font, anchor="lm")
         for column, patch in enumerate(patches):
             left = MARGIN + column * (cell + GAP)
             pen.text((left + cell // 2, top + HEAD * 3 // 2), f"patch {patch}", "black", font, anchor="mm")

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import errno
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
@@ -30,7 +29,8 @@ from dit.diffusion.process import respaced_timesteps
 from dit.errors import UserError
 from dit.model.compute import require_precision
 from dit.score.sampling import Sampler
-from dit.store.study import SCHEMA_VERSION, Busy, exclusive, read_json, write_json
+from dit.store.files import SCHEMA_VERSION, read_json, whole, write_json
+from dit.store.study import Busy, exclusive
 from dit.train.restore import Loaded
 
 PLAN = "plan.json"
@@ -114,6 +114,11 @@ def draw(run: SampleRun, loaded: Loaded, decoder: Decoder | None, report: Report
         UserError: as `check`, or if the output holds other samples, another process is at them, or the disk is full.
     """
     check(run, loaded, decoder is not None)
+    if decoder is not None and loaded.latent_factors not in (None, decoder.factors):
+        raise UserError(
+            f"{loaded.source} was trained on latents of scale and shift {loaded.latent_factors}, the autoencoder {decoder.name} has "
+            f"{decoder.factors}: give the one that made them"
+        )
     plan = _plan(run, loaded, decoder)
     if run.npz.exists():
         before = run.npz.with_suffix(".json")
@@ -192,12 +197,8 @@ def _path(partial: Path, index: int) -> Path:
 
 def _save(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
     """A shard has its name only once it is whole and on disk."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("wb") as file:
+    with whole(path) as beside, beside.open("wb") as file:
         np.savez(file, images=images, labels=labels)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 def _finish(run: SampleRun, partial: Path, plan: dict[str, Any]) -> bool:
@@ -208,13 +209,9 @@ def _finish(run: SampleRun, partial: Path, plan: dict[str, Any]) -> bool:
             return True
         if not all(_path(partial, i).exists() for i in range(run.num_shards)):
             return False
-        beside = run.npz.with_name(f".{run.npz.name}.{os.getpid()}")
-        try:
+        with whole(run.npz) as beside:
             _join(beside, run, partial, plan)
             write_json(run.npz.with_suffix(".json"), {"schema_version": SCHEMA_VERSION, "plan": plan})
-            os.replace(beside, run.npz)
-        finally:
-            beside.unlink(missing_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
     return True
 
@@ -244,8 +241,6 @@ def _join(path: Path, run: SampleRun, partial: Path, plan: dict[str, Any]) -> No
         ):
             with entry(archive, name) as stream:
                 np.lib.format.write_array(stream, array, allow_pickle=False)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def grid_of(run: SampleRun) -> UInt8[np.ndarray, "H W C"]:

@@ -9,14 +9,12 @@ from __future__ import annotations
 import hashlib
 import io
 import lzma
-import os
-import shutil
 import tarfile
-import tempfile
 from pathlib import Path, PurePosixPath
 
 from dit.errors import UserError
 from dit.store.environment import cache_folder
+from dit.store.files import whole
 from dit.store.paths import is_beneath
 
 SUFFIX = ".tar.xz"
@@ -36,23 +34,15 @@ def pack(folder: Path, out: Path) -> Path:
         raise UserError(f"no study in {folder}: expected the folder that `dit sweep` wrote (it holds study.json)")
     if not out.name.endswith(SUFFIX):
         raise UserError(f"--out {out}: expected a name that ends in {SUFFIX}")
-    beside = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        with tarfile.open(beside, "w:xz", preset=9) as archive:
-            for path in sorted(folder.rglob("*")):
-                parts = path.relative_to(folder).parts
-                if (
-                    path.is_file()
-                    and not path.is_symlink()
-                    and not any(part in LEFT_OUT or part.startswith(".") for part in parts)
-                ):
-                    content = path.read_bytes()
-                    member = tarfile.TarInfo(str(PurePosixPath(*parts)))
-                    member.size = len(content)
-                    archive.addfile(member, io.BytesIO(content))
-        os.replace(beside, out)
-    finally:
-        beside.unlink(missing_ok=True)
+    with whole(out) as beside, tarfile.open(beside, "w:xz", preset=9) as archive:
+        for path in sorted(folder.rglob("*")):
+            parts = path.relative_to(folder).parts
+            plain = path.is_file() and not path.is_symlink()
+            if plain and not any(part in LEFT_OUT or part.startswith(".") for part in parts):
+                content = path.read_bytes()
+                member = tarfile.TarInfo(str(PurePosixPath(*parts)))
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
     return out
 
 
@@ -71,18 +61,15 @@ def unpacked(archive: Path) -> Path:
     place = cache_folder() / "studies" / hashlib.sha256(content).hexdigest()[:24] / archive.name.removesuffix(SUFFIX)
     if place.is_dir():
         return place
-    place.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=place.parent))
     try:
-        _extract(archive, content, beside)
-        beside.rename(place)
+        with whole(place) as beside:
+            beside.mkdir(mode=0o700)
+            _extract(archive, content, beside)
     except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
         raise UserError(f"{archive} is no sound archive of a study ({error}): get another copy") from error
     except OSError:
         if not place.is_dir():  # else another process was faster
             raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return place
 
 

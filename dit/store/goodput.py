@@ -11,8 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dit.store.files import read_json
 from dit.store.lease import BEATS_PER_LEASE, Attempt, attempts, run_files
-from dit.store.study import attempt_rows, read_json
+from dit.store.metrics import attempt_rows
 
 
 class Goodput(NamedTuple):

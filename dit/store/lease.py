@@ -13,7 +13,6 @@ host whose process is gone need not be waited for.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import threading
@@ -22,8 +21,11 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
+from dit.errors import UserError
+from dit.store.files import SCHEMA_VERSION, parse_record, record_bytes
 from dit.store.lease_files import DiskFiles, LeaseFiles
 
 LEASE_S = 60.0
@@ -91,24 +93,29 @@ class Attempt:
 
     def to_bytes(self) -> bytes:
         """The file's content."""
-        return json.dumps({"schema_version": 1, **vars(self)}).encode()
+        return record_bytes({"schema_version": SCHEMA_VERSION, **vars(self)})
+
+
+_KINDS = {
+    "owner": (dict,),
+    "beat": (int,),
+    "lease_s": (int, float),
+    "held_s": (int, float),
+    "ended": (str,),
+    "progress": (dict,),
+}
 
 
 def parse_attempt(token: int, data: bytes | None) -> Attempt:
-    """The attempt in a file; one cut short by its writer's death, or of other making, counts as silent from the start."""
+    """The attempt in a file; one that is damaged, cut short, or of other making, counts as silent from the start."""
     try:
-        value = json.loads(data or b"")
-        return Attempt(
-            token,
-            dict(value["owner"]),
-            int(value["beat"]),
-            float(value["lease_s"]),
-            float(value["held_s"]),
-            str(value["ended"]),
-            dict(value["progress"]),
-        )
-    except (ValueError, KeyError, TypeError):
+        value, _ = parse_record(data or b"", _name(token))
+        found = Attempt(token, *(value[name] for name in _KINDS))
+        told = [found.progress.get(name) for name in ("step", "loss", "images_per_s")]
+    except (UserError, KeyError, TypeError, AttributeError):
         return Attempt(token)
+    plain = all(type(value[name]) in kinds for name, kinds in _KINDS.items())
+    return found if plain and all(type(one) in (int, float, NoneType) for one in told) else Attempt(token)
 
 
 def tokens(names: list[str]) -> list[int]:

@@ -13,7 +13,8 @@ import uuid
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from dit.store.paths import open_regular, refuse_links
+from dit.store.files import make_folder, read_bytes, sync, write_bytes
+from dit.store.paths import refuse_links
 
 
 @runtime_checkable
@@ -57,18 +58,20 @@ class DiskFiles:
     def read(self, name: str) -> bytes | None:
         """A file's content, or None if there is none."""
         try:
-            with open_regular(self.folder / name) as file:
-                return file.read()
+            return read_bytes(self.folder / name)
         except FileNotFoundError:
             return None
 
     def create(self, name: str, data: bytes) -> bool:
         """Make the file by linking a finished one to its name, or by O_EXCL where the disk has no links."""
-        refuse_links(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        beside = self._beside(name, data)
+        refuse_links(self.folder / name)
+        make_folder(self.folder)
+        beside = self.folder / f".{name}.{uuid.uuid4().hex}"
         try:
+            beside.write_bytes(data)
+            sync(beside)
             os.link(beside, self.folder / name)
+            sync(self.folder)
         except FileExistsError:
             return os.stat(beside).st_nlink == 2  # a repeated request over NFS: the link was ours
         except (PermissionError, OSError) as error:
@@ -87,23 +90,21 @@ class DiskFiles:
             return False
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        sync(self.folder)
         return True
 
     def replace(self, name: str, data: bytes) -> None:
         """Write the file beside its place and rename it; over NFS this also renews the client's view of the folder."""
-        os.replace(self._beside(name, data), self.folder / name)
+        write_bytes(self.folder / name, data)
 
     def remove(self, name: str) -> None:
         """Delete the file if it is there."""
         refuse_links(self.folder)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.folder / name)
-
-    def _beside(self, name: str, data: bytes) -> Path:
-        refuse_links(self.folder)
-        path = self.folder / f".{name}.{uuid.uuid4().hex}"
-        path.write_bytes(data)
-        return path
+            sync(self.folder)
 
 
 class ObjectFiles:

@@ -1,7 +1,6 @@
 """What the files of a checkpoint must be: their SHA-256, the run and step they belong to, and a digest of the manifest itself.
 
-Sealing a folder hashes and syncs every file in it and every folder under it, and writes `manifest.json` last; verifying one tells whether
-anything has changed since.
+Sealing a folder hashes every file in it and writes `manifest.json` last; verifying one tells whether anything has changed since.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ from typing import NamedTuple
 
 from dit.design.config import digest
 from dit.errors import UserError
-from dit.store.paths import open_regular
-from dit.store.study import SCHEMA_VERSION
+from dit.store.files import SCHEMA_VERSION, read_bytes, write_text
 
 NAME = "manifest.json"
 
@@ -34,20 +32,15 @@ class Manifest(NamedTuple):
 
 
 def seal(folder: Path, identity: str, step: int) -> None:
-    """Hash and sync everything in the folder, then write its manifest."""
+    """Hash everything in the folder and write its manifest; `dit.store.files.put` syncs it."""
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "identity": identity,
         "step": step,
-        "files": _hashes(folder, sync=True),
+        "files": _hashes(folder),
     }
     manifest["digest"] = digest(manifest)
-    with open(folder / NAME, "w", encoding="utf8") as file:
-        json.dump(manifest, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    for path, _, _ in os.walk(folder):
-        sync_folder(Path(path))
+    write_text(folder / NAME, json.dumps(manifest, indent=1))
 
 
 def read(folder: Path) -> Manifest:
@@ -58,11 +51,10 @@ def read(folder: Path) -> Manifest:
         UserError: if it is of a newer schema.
     """
     try:
-        with open_regular(folder / NAME) as file:
-            manifest = json.loads(file.read().decode("utf8"))
+        manifest = json.loads(read_bytes(folder / NAME))
         recorded = manifest.pop("digest")
         version, found = manifest["schema_version"], Manifest(manifest["identity"], manifest["step"], manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Corrupt(f"unreadable manifest ({type(error).__name__}: {error})") from error
     if digest(manifest) != recorded:
         raise Corrupt(f"{NAME} has changed since it was written")
@@ -102,26 +94,15 @@ def verify(folder: Path, identity: str) -> None:
             raise Corrupt(f"{name} has changed since it was written")
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / NAME)
 
 
-def _hashes(folder: Path, sync: bool = False) -> dict[str, str]:
+def _hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every file but the manifest, several at a time: hashing lets go of Python's lock."""
 
     def sha256(path: Path) -> str:
         with open(path, "rb") as file:
-            if sync:
-                os.fsync(file.fileno())
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     files = _files(folder)

@@ -29,6 +29,7 @@ from jax.sharding import SingleDeviceSharding
 from dit.errors import UserError
 from dit.hosts.processes import Absent, Processes, absentees
 from dit.store import manifest
+from dit.store.files import put, remedy
 from dit.store.manifest import Corrupt
 from dit.store.paths import refuse_links
 from dit.store.study import Fence, no_fence
@@ -236,9 +237,7 @@ class CheckpointWriter(Checkpoints):
                 checkpointer.wait_until_finished()
             if self._processes.leads:
                 manifest.seal(beside, self.identity, step)
-                self._fence()
-                os.rename(beside, self.path(step))
-                manifest.sync_folder(self.folder)
+                put(beside, self.path(step), self._fence)
                 self._prune()
         except Exception as error:
             self._fail(step, beside, error)
@@ -263,9 +262,9 @@ class CheckpointWriter(Checkpoints):
             reason = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
             last = next(iter(self.steps()[-1:]), None)
             kept = "there is no earlier one" if last is None else f"the one of step {last} is whole"
-            remedy = "make room" if full else "make it writable"
+            helps = remedy(error) if isinstance(error, OSError) and not full else "make room"
             raise UserError(
-                f"cannot write the checkpoint of step {step} in {self.folder}: {reason}; {kept}: {remedy} and run again"
+                f"cannot write the checkpoint of step {step} in {self.folder}: {reason}; {kept}: {helps} and run again"
             ) from error
         raise error
 

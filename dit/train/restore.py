@@ -10,10 +10,7 @@ A checkpoint, to every verb that takes one, is any of: a run's folder (the newes
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,21 +32,26 @@ from dit.design.config import (
 from dit.errors import UserError
 from dit.model.compute import compute_on
 from dit.model.transformer import DiT, applied
+from dit.store.files import SCHEMA_VERSION, read_json, whole, write_json
 from dit.store.manifest import Corrupt
-from dit.store.study import SCHEMA_VERSION, read_json, write_json
 from dit.train.checkpoint import Checkpoints, CheckpointWriter, flatten
 from dit.train.step import build
 from dit.weights import diffusers_names, official
 from dit.weights.official_config import Declared, check_positions, infer_data, infer_model
-from dit.weights.torch_pickle import read_tensors
+from dit.weights.torch_pickle import SUFFIXES, find_weights, is_index, read_part, weights_sha256
+from dit.weights.vae import LATENT_SCALE
 
-SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
-_DIFFUSERS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+_ANCHORS = ("x_embedder.proj.weight", "pos_embed.proj.weight")
+"""The patch embedding, which every DiT has, under its official and its diffusers name."""
 
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A model with its weights. `step` is None where the source does not say; `identity` hashes what decides the weights."""
+    """A model with its weights. `step` is None where the source does not say; `identity` hashes what decides the weights.
+
+    `note` says in a line which part of a file they are; `latent_factors` are the scale and shift of a run's latents, where it says them.
+    """
 
     model: ModelConfig
     data: DataConfig
@@ -58,6 +60,8 @@ class Loaded:
     step: int | None
     source: str
     identity: str
+    note: str = ""
+    latent_factors: tuple[float, float] | None = None
 
     @property
     def apply(self) -> Callable[[PyTree, Array, Array, Array], Array]:
@@ -82,8 +86,10 @@ def open_checkpoint(path: str | Path, step: int | None = None, declared: Declare
         value = read_json(config)
         if isinstance(value, dict) and "source_sha256" in value:
             _refuse_step(path, step)
+            _refuse_key(path, declared)
             return _imported(path, value)
         if isinstance(value, dict) and "hash" in value:
+            _refuse_key(path, declared)
             return _of_run(path, value, step)
     if not path.exists():
         raise UserError(
@@ -100,7 +106,7 @@ def read_official(path: Path, declared: Declared = Declared()) -> Loaded:  # noq
         UserError: naming what is missing, extra or misshapen, or what the file leaves open.
     """
     weights, config = _find(path)
-    tensors = read_tensors(weights)
+    tensors, part = read_part(weights, _ANCHORS, declared.key)
     if diffusers_names.is_diffusers(tensors):
         if config is not None:
             diffusers_names.check_config(config, str(path))
@@ -108,20 +114,24 @@ def read_official(path: Path, declared: Declared = Declared()) -> Loaded:  # noq
                 declared.num_heads or config.get("num_attention_heads"),
                 declared.input_size or config.get("sample_size"),
                 declared.num_classes or config.get("num_embeds_ada_norm"),
+                declared.key,
             )
         tensors = diffusers_names.to_official(tensors)
     model = infer_model(tensors, declared, str(path))
     check_positions(tensors, model, str(path))
-    tensors = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+    tensors = {name: tensor.astype(np.float32, copy=False) for name, tensor in tensors.items()}
     not_finite = next((name for name, tensor in tensors.items() if not np.isfinite(tensor).all()), None)
     if not_finite is not None:
         raise UserError(
             f"{weights}: tensor '{not_finite}' has values that are not finite: copy or download the file again"
         )
     tree = official.to_ours(tensors, model)
-    with weights.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Loaded(model, infer_data(model), DiffusionConfig(), _to_params(tree, model), None, path.name, sha256)
+    sha256 = weights_sha256(weights)
+    # A file of several parts is several sets of weights, of which the one that was always taken keeps the file's own hash.
+    identity = sha256 if part.usual else digest({"sha256": sha256, "part": part.label}, 64)
+    params = _to_params(tree, model)
+    note = part.note if weights == path else part.note.replace(str(weights), f"{path}/{weights.name}", 1)
+    return Loaded(model, infer_data(model), DiffusionConfig(), params, None, path.name, identity, note)
 
 
 def save_imported(loaded: Loaded, out: Path) -> None:
@@ -134,15 +144,10 @@ def save_imported(loaded: Loaded, out: Path) -> None:
     parts = {name: dataclasses.asdict(getattr(loaded, name)) for name in ("model", "data", "diffusion")}
     value = {"schema_version": SCHEMA_VERSION, **parts, "source": loaded.source, "source_sha256": loaded.identity}
     value["hash"] = digest(value, 64)
-    beside = out.with_name(f".{out.name}.writing-{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
+    with whole(out) as beside:
         with CheckpointWriter(beside / "ema", value["hash"]) as writer:
             writer.save(0, loaded.params)
         write_json(beside / "config.json", value)
-        os.rename(beside, out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def export(loaded: Loaded, out: Path) -> None:
@@ -157,15 +162,8 @@ def export(loaded: Loaded, out: Path) -> None:
         raise UserError(f"--out {out}: expected a name ending in .safetensors")
     refuse_existing(out)
     flat = official.to_official(_to_tree(loaded.params), loaded.model)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
+    with whole(out) as beside:
         save_file(flat, beside, metadata={"format": "pt"})
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, out)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def refuse_existing(out: Path) -> None:
@@ -182,14 +180,14 @@ def _find(path: Path) -> tuple[Path, dict[str, Any] | None]:
     """The weights file at `path`, and the diffusers config beside it where there is one."""
     if path.is_dir():
         folder = path / "transformer" if (path / "transformer").is_dir() else path
-        weights = next((folder / name for name in _DIFFUSERS_FILES if (folder / name).is_file()), None)
+        weights = find_weights(folder, _STEMS)
         if weights is None:
             raise UserError(
-                f"no checkpoint in {path}: expected a run's folder, one of `dit import`, or diffusers' {_DIFFUSERS_FILES[0]}"
+                f"no checkpoint in {path}: expected a run's folder, one of `dit import`, or diffusers' {_STEMS[0]}.safetensors"
             )
     else:
         weights = path
-    if weights.suffix not in SUFFIXES:
+    if weights.suffix not in SUFFIXES and not is_index(weights):
         raise UserError(f"cannot tell what {path} is: expected a folder, or a file ending in {', '.join(SUFFIXES)}")
     config = weights.parent / "config.json"
     try:
@@ -197,6 +195,19 @@ def _find(path: Path) -> tuple[Path, dict[str, Any] | None]:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {config} ({error}): copy it again") from error
     return weights, value if isinstance(value, dict) and "_class_name" in value else None
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether `open_checkpoint` is meant by a path, rather than images with perhaps a config.json of somebody's beside them."""
+    if not path.is_dir():
+        return path.suffix in SUFFIXES or is_index(path)
+    if (path / "study.json").exists() or any(find_weights(place, _STEMS) for place in (path, path / "transformer")):
+        return True
+    try:
+        value = read_json(path / "config.json")
+    except (OSError, ValueError, UserError):
+        return False
+    return isinstance(value, dict) and bool(value.keys() & {"source_sha256", "hash"})
 
 
 def _imported(path: Path, value: dict[str, Any]) -> Loaded:
@@ -230,9 +241,21 @@ def _of_run(path: Path, value: dict[str, Any], step: int | None) -> Loaded:
         params = _restore(averages, step, _network(run.model)[1], path)
     else:
         params = _restore(states, step, jax.eval_shape(build(run).init), path).ema
-    return Loaded(
-        run.model, run.data, run.diffusion, params, step, run.run, digest({"run": run.hash, "step": step}, 64)
-    )
+    identity = digest({"run": run.hash, "step": step}, 64)
+    return Loaded(run.model, run.data, run.diffusion, params, step, run.run, identity, latent_factors=_factors(path))
+
+
+def _factors(path: Path) -> tuple[float, float] | None:
+    """Scale and shift of the latents that a run was trained on, as its folder records them."""
+    if not (path / "data.json").is_file():
+        return None
+    value = read_json(path / "data.json")
+    found = value.get("latent_factors", [LATENT_SCALE, 0.0]) if isinstance(value, dict) else None
+    if not isinstance(found, list) or len(found) != 2 or not all(isinstance(n, int | float) for n in found):
+        raise UserError(
+            f"{path}/data.json does not say the scale and shift of its latents: copy the run's folder again"
+        )
+    return float(found[0]), float(found[1])
 
 
 def _restore(checkpoints: Checkpoints, step: int, like: Any, path: Path) -> Any:
@@ -247,6 +270,11 @@ def _restore(checkpoints: Checkpoints, step: int, like: Any, path: Path) -> Any:
 def _refuse_step(path: Path, step: int | None) -> None:
     if step is not None:
         raise UserError(f"--step {step}: {path} holds one set of weights only; leave --step out")
+
+
+def _refuse_key(path: Path, declared: Declared) -> None:
+    if declared.key is not None:
+        raise UserError(f"--key {declared.key}: {path} holds one set of weights only; leave --key out")
 
 
 def _network(model: ModelConfig) -> tuple[Any, PyTree]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 
 from dit.design.config import DATASETS, LADDERS, DataConfig, ModelConfig
@@ -20,11 +21,12 @@ _LATENT_PIXELS = 8
 
 @dataclass(frozen=True)
 class Declared:
-    """What the user says of a file that its tensors do not tell."""
+    """What the user says of a file that its tensors do not tell; `key` is which part of it to take."""
 
     num_heads: int | None = None
     input_size: int | None = None
     num_classes: int | None = None
+    key: str | None = None
 
 
 def infer_model(tensors: dict[str, np.ndarray], declared: Declared, source: str) -> ModelConfig:
@@ -43,6 +45,10 @@ def infer_model(tensors: dict[str, np.ndarray], declared: Declared, source: str)
         if tensors[name].ndim != rank:
             raise UserError(
                 f"{source} does not hold a DiT: tensor '{name}' has shape {tensors[name].shape}, expected {rank} axes"
+            )
+        if 0 in tensors[name].shape:
+            raise UserError(
+                f"{source} does not hold a DiT: tensor '{name}' has shape {tensors[name].shape}, an empty one"
             )
         return tensors[name].shape
 
@@ -119,8 +125,11 @@ def check_positions(tensors: dict[str, np.ndarray], model: ModelConfig, source: 
     """
     given = tensors.get("pos_embed")
     ours = position_embedding(model.hidden_size, model.input_size // model.patch_size)[None]
-    # Loose enough for a file in half precision.
-    if given is not None and (given.shape != ours.shape or np.abs(given.astype(np.float32) - ours).max() > 0.01):
+    # Loose enough for a file in half precision, or in 8-bit floats, whose step at 1 is an eighth or a quarter.
+    slack = (
+        max(0.01, float(ml_dtypes.finfo(given.dtype).eps)) if given is not None and given.dtype.kind in "fV" else 0.01
+    )
+    if given is not None and (given.shape != ours.shape or np.abs(given.astype(np.float32) - ours).max() > slack):
         raise UserError(
             f"{source}: tensor 'pos_embed' is not the release's sine-cosine embedding {ours.shape}: this is another model"
         )

@@ -1,18 +1,21 @@
-"""Tensors out of PyTorch's `.pt`, `.pth` and `.bin` files, without PyTorch and without running anything the file says.
+"""Weights out of files: PyTorch's `.pt`, `.pth`, `.bin`, `.ckpt` of either format, `.safetensors`, and an index of several such files.
 
 A file written by `torch.save` since PyTorch 1.6 is a zip archive: `<name>/data.pkl` describes the tensors, `<name>/data/<key>` holds the
-raw bytes of each storage. The pickle may name any Python function, which is why loading one from a stranger is dangerous; here only
-the short list in `_allowed` resolves, each name to a stand-in of this module, and any other name is an error.
-Format reference: PyTorch's `torch/serialization.py` notes and Python's `pickletools`.
+raw bytes of each storage. Nothing a file says is run (`dit.weights.torch_records`). What a file declares is added up before anything
+is made of it: storages fill no more than the file, which is never compressed, and tensors no more than four times that.
+Format references: PyTorch's `torch/serialization.py` notes; the safetensors README.
 """
 
 from __future__ import annotations
 
-import collections
-import pickle
+import hashlib
+import io
+import json
+import math
+import os
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,90 +23,211 @@ import ml_dtypes
 import numpy as np
 
 from dit.errors import UserError
+from dit.store.paths import open_regular
+from dit.weights import parts, torch_legacy
+from dit.weights.torch_records import Load, Storage, Tensor, unpickle
 
-_STORAGE_DTYPES: dict[str, Any] = {
-    "FloatStorage": np.float32,
-    "DoubleStorage": np.float64,
-    "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": np.int64,
-    "IntStorage": np.int32,
-    "ShortStorage": np.int16,
-    "CharStorage": np.int8,
-    "ByteStorage": np.uint8,
-    "BoolStorage": np.bool_,
+TORCH = (".pt", ".pth", ".bin", ".ckpt")
+SUFFIXES = (*TORCH, ".safetensors")
+_SAFE_DTYPES: dict[str, Any] = {
+    **{f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)},
+    **{"F16": "<f2", "F32": "<f4", "F64": "<f8", "C64": "<c8", "BOOL": np.bool_, "BF16": ml_dtypes.bfloat16},
+    **{"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2, "F8_E8M0": ml_dtypes.float8_e8m0fnu},
+    **{"F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz, "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz},
 }
-# Where a checkpoint keeps several sets of weights: the exponential average first, as the reference sampler takes it.
-_NESTED_KEYS = ("ema", "state_dict", "model")
-_LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_LONGEST_HEADER = 100_000_000
+_SPARE = 2**26
 
 
 def read_pickle(path: str | Path) -> Any:
-    """The object saved in a `.pt` file: dictionaries, lists and numbers as they are, every tensor a NumPy array.
+    """The object saved in a PyTorch file, with an inert record for everything in it that is not a plain value."""
+    with _named(Path(path)):
+        return _open(Path(path))[0]
 
-    Raises UserError for a file that is missing, damaged, in the format of before PyTorch 1.6, or that names anything but tensors.
+
+def read_state_dict(path: str | Path, key: str | None = None) -> dict[str, np.ndarray]:
+    """Tensor name -> array from a `.pt` file that is a state dict, or a checkpoint that holds one under `key` (see `read_part`)."""
+    return read_part(path, (), key)[0]
+
+
+def read_tensors(path: str | Path, anchors: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Tensor name -> array of the weights in a file (see `read_part`)."""
+    path = Path(path)
+    if path.suffix not in SUFFIXES and not is_index(path):
+        raise UserError(f"cannot tell what {path} is; expected a name ending in .safetensors, .pt, .pth or .bin")
+    return read_part(path, anchors)[0]
+
+
+def read_part(
+    path: str | Path, anchors: Sequence[str] = (), key: str | None = None
+) -> tuple[dict[str, np.ndarray], parts.Part]:
+    """Tensor name -> array of one part of a file, and which it is: `key`, else the averaged weights (see `dit.weights.parts.choose`).
+
+    Raises:
+        UserError: for a file that is missing, damaged, larger inside than outside, or that holds no such part.
     """
     path = Path(path)
+    with _named(path):
+        size = sum(regular_size(file) for file in files_of(path))
+        tree, load = _open(path)
+        part = parts.choose(tree, load, anchors, key, str(path))
+        declared = sum(tensor.nbytes for tensor in part.tensors.values())
+        if declared > 4 * size + _SPARE:
+            raise UserError(
+                f"declares {declared:,} bytes of tensors in a file of {size:,}: it is damaged, or made to fill memory"
+            )
+        tensors = {name: tensor.read() for name, tensor in part.tensors.items()}
+        _refuse_quantised(tensors if anchors else {})
+        return tensors, part
+
+
+def _refuse_quantised(tensors: dict[str, np.ndarray]) -> None:
+    """Weights are floating-point numbers; whole ones, or exponents alone, are half of some scheme whose scales are elsewhere."""
+    for name, tensor in tensors.items():
+        floats = tensor.dtype.kind == "f" or str(tensor.dtype).startswith(("bfloat16", "float8_e4", "float8_e5"))
+        if not floats and name.endswith((".weight", ".bias")):
+            raise UserError(
+                f"holds tensor '{name}' as {tensor.dtype}, which is quantised: expected floating-point weights"
+            )
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What goes wrong in reading a file, as one line that names it."""
     try:
-        with path.open("rb") as file:
-            head = file.read(512)
-        if not zipfile.is_zipfile(path):
-            raise UserError(_not_a_zip(path, head))
-        with zipfile.ZipFile(path) as archive:
-            return _TensorUnpickler(path, archive).read()
+        yield
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except zipfile.BadZipFile as error:
         raise UserError(f"{path} is damaged ({error}); copy or download it again") from error
+    except UserError as error:
+        message = str(error)
+        raise UserError(message if str(path) in message else f"{path} {message}") from error.__cause__
+    except MemoryError:
+        raise
+    except Exception as error:  # A hostile or damaged pickle can make its interpreter raise anything at all.
+        what = f"{type(error).__name__}: {str(error)[:100]}"
+        raise UserError(f"{path} is damaged: its list of tensors cannot be read ({what})") from error
 
 
-def read_state_dict(path: str | Path, key: str | None = None) -> dict[str, np.ndarray]:
-    """Tensor name -> array from a `.pt` file that is a state dict, or a checkpoint that holds one under `key`.
-
-    Without `key`, a checkpoint of several parts gives its `ema`, else its `state_dict`, else its `model`.
-    """
-    saved = read_pickle(path)
-    if not isinstance(saved, Mapping):
-        raise UserError(f"{path} holds a {type(saved).__name__}; expected a dictionary of tensors")
-    nested = [name for name, value in saved.items() if isinstance(value, Mapping)]
-    if key is None:
-        key = next((name for name in _NESTED_KEYS if name in nested), None)
-    if key is not None:
-        if key not in nested:
-            raise UserError(f"{path} has no state dict '{key}'; it holds {', '.join(map(str, list(saved)[:8]))}")
-        saved = saved[key]
-    wrong = next((name for name, value in saved.items() if not isinstance(value, np.ndarray)), None)
-    if wrong is not None:
-        raise UserError(
-            f"{path}: entry '{wrong}' is a {type(saved[wrong]).__name__}; expected only tensors in a state dict"
-        )
-    if not saved:
-        raise UserError(f"{path} holds no tensors")
-    return {str(name): value for name, value in saved.items()}
+def regular_size(path: Path) -> int:
+    """The size of a regular file in bytes."""
+    with open_regular(path) as file:
+        return os.fstat(file.fileno()).st_size
 
 
-def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Tensor name -> array from a `.safetensors` file or from PyTorch's `.pt`, `.pth`, `.bin` (see `read_state_dict`)."""
-    path = Path(path)
-    if path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
-        return read_state_dict(path)
-    if path.suffix != ".safetensors":
-        raise UserError(f"cannot tell what {path} is; expected a name ending in .safetensors, .pt, .pth or .bin")
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+def is_index(path: Path) -> bool:
+    """Whether a name is that of an index of several files of weights."""
+    return path.suffix == ".json" and ".index" in path.name
 
+
+def files_of(path: Path) -> list[Path]:
+    """The files a path stands for: itself, and with an index those that it names."""
+    if not is_index(path):
+        return [path]
+    regular_size(path)
     try:
-        return load_file(path)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from error
+        names = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
+        wrong = next((name for name in names if Path(name).name != name or Path(name).suffix not in SUFFIXES), None)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is not an index of weights: it has no weight_map ({type(error).__name__})") from error
+    if wrong is not None:
+        raise UserError(f"{path} names {wrong[:80]!r}, expected the names of files of weights beside it")
+    missing = [name for name in names if not (path.parent / name).is_file()]
+    if missing or not names:
+        raise UserError(
+            f"{path} names {missing[:1] or 'no files'}, which is not beside it: copy all {len(names)} files"
+        )
+    return [path, *(path.parent / name for name in names)]
+
+
+def weights_sha256(path: Path) -> str:
+    """The hash of a file of weights; of several, over the hashes of all."""
+    hashes = []
+    for one in files_of(path):
+        with one.open("rb") as file:
+            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def find_weights(folder: Path, stems: Sequence[str]) -> Path | None:
+    """The weights in a folder: under the first of `stems`, .safetensors before .bin, whole before parts before a variant (fp16)."""
+    for stem in stems:
+        for suffix in (".safetensors", ".bin"):
+            tries = [folder / f"{stem}{suffix}", *sorted(folder.glob(f"{stem}{suffix}.index*.json"))]
+            tries += [p for p in sorted(folder.glob(f"{stem}.*{suffix}")) if "-of-" not in p.name]
+            found = next((path for path in tries if path.is_file()), None)
+            if found is not None:
+                return found
+    return None
+
+
+def _open(path: Path) -> tuple[Any, Load]:
+    """What a file holds, with its tensors not yet read."""
+    if is_index(path):
+        whole: dict[str, Any] = {}
+        for file in files_of(path)[1:]:
+            tree, load = _open(file)
+            whole |= parts.choose(tree, load, (), None, str(file)).tensors
+        return whole, _no_storage
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path), _no_storage
+    with path.open("rb") as file:
+        head = file.read(512)
+    if torch_legacy.is_legacy(path):
+        return torch_legacy.read_tree(path)
+    if not zipfile.is_zipfile(path):
+        raise UserError(_not_a_zip(path, head))
+    return _read_zip(path)
+
+
+def _no_storage(storage: Storage) -> np.ndarray:
+    raise UserError(f"refers to storage {storage.key}, which is not there")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """A length, a JSON header of name -> dtype, shape and place, then the bytes, which the tensors fill without a gap."""
+    size = regular_size(path)
+    damaged = f"{path} is not a whole safetensors file"
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(size - 8, _LONGEST_HEADER):
+            raise UserError(f"{damaged} (its header is {length:,} bytes long); copy or download it again")
+        try:
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            places = {name: (e["dtype"], tuple(e["shape"]), *e["data_offsets"]) for name, e in header.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{damaged} (its header is {type(error).__name__}); copy or download it again") from error
+    tensors, at = {}, 0
+    for name, (code, shape, start, stop) in sorted(places.items(), key=lambda place: place[1][2:]):
+        if code not in _SAFE_DTYPES:
+            raise UserError(
+                f"{path}: tensor '{name}' is of number format {code}, which is not read here: expected 8-bit floats or wider"
+            )
+        dtype = np.dtype(_SAFE_DTYPES[code])
+        whole = all(type(n) is int and n >= 0 for n in (*shape, start, stop)) and len(shape) <= 32
+        if not whole or start != at or stop - start != math.prod(shape) * dtype.itemsize:
+            raise UserError(
+                f"{damaged} (tensor '{name}' lies at {start} to {stop}, which its shape {shape} does not fill)"
+            )
+        tensors[name], at = _stored(path, dtype, shape, 8 + length + start), stop
+    if at != size - 8 - length:
+        has = f"it has {size - 8 - length:,} bytes of tensors, its header says {at:,}"
+        raise UserError(f"{damaged} ({has}); copy or download it again")
+    return {name: tensors[name] for name in places}
+
+
+def _stored(path: Path, dtype: np.dtype, shape: tuple[int, ...], start: int) -> Tensor:
+    """A tensor whose bytes lie in a file as they are."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    return Tensor(shape, nbytes, lambda: np.fromfile(path, np.uint8, nbytes, offset=start).view(dtype).reshape(shape))
 
 
 def _not_a_zip(path: Path, head: bytes) -> str:
-    if head.startswith(_LEGACY_MAGIC) or head[257:262] == b"ustar":
+    if head[257:262] == b"ustar":
         return (
-            f"{path} is in PyTorch's format of before 1.6, which is not read here; "
+            f"{path} is in PyTorch's format of before 0.2, which is not read here; "
             "convert it once with torch.save(torch.load(path, weights_only=True), new_path)"
         )
     if head.startswith(b"PK"):
@@ -111,113 +235,34 @@ def _not_a_zip(path: Path, head: bytes) -> str:
     return f"{path} is not a PyTorch file; expected the zip archive that torch.save writes"
 
 
-@dataclass(frozen=True)
-class _Storage:
-    """A flat run of numbers that tensors are views of."""
+def _read_zip(path: Path) -> tuple[Any, Load]:
+    """The pickled object of an archive, and what reads its storages; each is read once."""
+    archive = zipfile.ZipFile(path)  # open as long as its storages may be asked for
+    members = {info.filename: info for info in archive.infolist()}
+    named = [name for name in members if name.endswith("/data.pkl")]
+    if len(named) != 1:
+        many = f"{len(named)} of them" if named else "no data.pkl"
+        raise UserError(f"{path} is a zip archive but not one of torch.save, which has one data.pkl: it has {many}")
+    root = named[0].removesuffix("data.pkl")
+    ours = [info for name, info in members.items() if name.startswith((named[0], f"{root}data/", f"{root}byteorder"))]
+    if any(info.compress_type != zipfile.ZIP_STORED for info in ours):
+        raise UserError(f"{path} is compressed, which torch.save never does: pack it again without compression")
+    if sum(info.file_size for info in ours) > regular_size(path):
+        raise UserError(f"{path} is damaged: its parts are larger than the file")
+    if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
+        raise UserError(f"{path} was written on a big-endian machine, which is not read here")
+    tree = unpickle(io.BytesIO(archive.read(named[0])))
+    kept: dict[str, np.ndarray] = {}
 
-    values: np.ndarray
+    def load(storage: Storage) -> np.ndarray:
+        member = f"{root}data/{storage.key}"
+        if member not in members:
+            raise UserError(f"{path} is damaged: the storage {member} is missing")
+        expected = storage.count * storage.dtype.itemsize
+        if members[member].file_size != expected:
+            raise UserError(f"{path} is damaged: {member} has {members[member].file_size} bytes, expected {expected}")
+        if storage.key not in kept:
+            kept[storage.key] = np.frombuffer(archive.read(member), np.uint8)
+        return kept[storage.key].view(storage.dtype)
 
-
-class _Function:
-    """An allowed callable. The pickle can set attributes on what it names, so it gets this shell and never the function itself."""
-
-    __slots__ = ("_call",)
-
-    def __init__(self, call: Callable[..., Any]):
-        self._call = call
-
-    def __call__(self, *args: Any) -> Any:
-        return self._call(*args)
-
-
-def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.ndarray:
-    """A contiguous copy of the view (offset, size, stride), in elements, of a storage; the view must lie inside it."""
-    numbers = [offset, *size, *stride]
-    if not isinstance(storage, _Storage) or len(size) != len(stride):
-        raise UserError("a tensor in the file has no storage or a stride that does not fit its size")
-    if not all(isinstance(n, int) and n >= 0 for n in numbers):
-        raise UserError(f"a tensor in the file has the impossible size {tuple(size)} and stride {tuple(stride)}")
-    flat = storage.values
-    if 0 in size:
-        return np.empty(size, flat.dtype)
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride))
-    # An expanded tensor repeats elements by stride 0; without a bound a file of a few bytes could ask for all the memory there is.
-    if last >= flat.size or np.prod(size, dtype=float) > max(flat.size, 2**20):
-        raise UserError(
-            f"a tensor of size {tuple(size)}, stride {tuple(stride)} reaches outside its storage of {flat.size}"
-        )
-    strides = [step * flat.itemsize for step in stride]
-    return np.lib.stride_tricks.as_strided(flat[offset:], size, strides, writeable=False).copy()
-
-
-def _rebuild_parameter(data: Any, *_: Any) -> Any:
-    return data
-
-
-class _TensorUnpickler(pickle.Unpickler):
-    """Unpickles `data.pkl`, resolving the names of `_allowed` only, and storages to the archive's members."""
-
-    def __init__(self, path: Path, archive: zipfile.ZipFile):
-        members = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        if len(members) != 1:
-            raise UserError(f"{path} is a zip archive but not one of torch.save: it has no data.pkl")
-        super().__init__(archive.open(members[0]), encoding="utf-8")
-        self._path, self._archive, self._root = path, archive, members[0].removesuffix("data.pkl")
-        self._storages: dict[str, _Storage] = {}
-        order = f"{self._root}byteorder"
-        if order in archive.namelist() and archive.read(order) != b"little":
-            raise UserError(f"{path} was written on a big-endian machine, which is not read here")
-        self._namespace = type("Namespace", (), {})
-        self._allowed: dict[str, Any] = {
-            "collections.OrderedDict": collections.OrderedDict,
-            "torch._utils._rebuild_tensor_v2": _Function(_rebuild_tensor),
-            "torch._utils._rebuild_parameter": _Function(_rebuild_parameter),
-            # Training scripts save their command line beside the weights; it becomes a plain record without behaviour.
-            "argparse.Namespace": self._namespace,
-            **{f"torch.{name}": name for name in _STORAGE_DTYPES},
-        }
-
-    def read(self) -> Any:
-        try:
-            return self._plain(self.load())
-        except (UserError, zipfile.BadZipFile, MemoryError):
-            raise
-        except Exception as error:  # A hostile or damaged pickle can make the interpreter raise anything at all.
-            raise UserError(f"{self._path} is damaged: its list of tensors cannot be read ({error!r})") from error
-
-    def find_class(self, module: str, name: str) -> Any:
-        found = self._allowed.get(f"{module}.{name}")
-        if found is None:
-            raise UserError(
-                f"{self._path} asks to run {module}.{name}, which is not a tensor; refused, because a pickle can run any code. "
-                "Save only the state dict (torch.save(model.state_dict(), path)), or use .safetensors"
-            )
-        return found
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, storage, key, _location, numel = pid
-        if kind != "storage" or storage not in _STORAGE_DTYPES:
-            raise UserError(f"{self._path} refers to {kind!r} {storage!r}; expected only tensor storages")
-        if key not in self._storages:
-            dtype = np.dtype(_STORAGE_DTYPES[storage])
-            member = f"{self._root}data/{key}"
-            try:
-                size = self._archive.getinfo(member).file_size
-            except KeyError:
-                raise UserError(f"{self._path} is damaged: the storage {member} is missing") from None
-            if size != numel * dtype.itemsize:
-                raise UserError(
-                    f"{self._path} is damaged: {member} has {size} bytes, expected {numel * dtype.itemsize}"
-                )
-            self._storages[key] = _Storage(np.frombuffer(self._archive.read(member), dtype))
-        return self._storages[key]
-
-    def _plain(self, value: Any) -> Any:
-        """`value` with records and ordered dictionaries turned into plain ones."""
-        if isinstance(value, self._namespace):
-            return self._plain(vars(value))
-        if isinstance(value, dict):
-            return {name: self._plain(item) for name, item in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(self._plain(item) for item in value)
-        return value
+    return tree, load

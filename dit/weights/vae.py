@@ -1,8 +1,8 @@
 """Stable Diffusion's image autoencoder (diffusers' `AutoencoderKL`) in Flax NNX, for encoding and decoding only.
 
 NHWC inside and out; images in [-1, 1]. The encoder gives a diagonal Gaussian over latents 8 times smaller than the image (one halving
-per entry of `block_out_channels` after the first). Diffusion models see latents multiplied by `LATENT_SCALE`; nothing in this file
-applies it. Attributes are named as diffusers names its tensors, so `dit.weights.vae_weights` needs no table of names.
+per entry of `block_out_channels` after the first). Diffusion models see (latent - shift_factor) * scaling_factor; only `scaled` and
+`unscaled` apply it. Attributes are named as diffusers names its tensors, so `dit.weights.vae_weights` needs no table of names.
 Reference: Rombach et al. 2022, App. E; the published config.json of stabilityai/sd-vae-ft-mse.
 """
 
@@ -15,11 +15,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 # Std of the encoder's latents over ImageNet-like images is about 1/0.18215; diffusion is trained on latents of unit size.
 LATENT_SCALE = 0.18215
+"""The scaling factor of Stable Diffusion's autoencoders, and of any whose config.json does not give one."""
 
 _EPSILON = 1e-6
 
@@ -39,6 +41,19 @@ class VaeConfig:
     mid_attention: bool = True
     quant_conv: bool = True
     post_quant_conv: bool = True
+    scaling_factor: float = LATENT_SCALE
+    shift_factor: float = 0.0
+
+    def scaled(self, latents: Any) -> Any:
+        """Latents as a diffusion model sees them, out of the encoder's. NumPy or JAX, float32."""
+        return (latents - np.float32(self.shift_factor) if self.shift_factor else latents) * np.float32(
+            self.scaling_factor
+        )
+
+    def unscaled(self, latents: Any) -> Any:
+        """The inverse of `scaled`."""
+        latents = latents / np.float32(self.scaling_factor)
+        return latents + np.float32(self.shift_factor) if self.shift_factor else latents
 
     @property
     def downsampling(self) -> int:
@@ -222,7 +237,7 @@ class AutoencoderKL(nnx.Module):
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
     def decode(self, latents: Float[Array, "B h w Z"]) -> Float[Array, "B H W C"]:
-        """Images, about in [-1, 1], from latents that are already divided by `LATENT_SCALE`."""
+        """Images, about in [-1, 1], from latents that are already unscaled."""
         if self.post_quant_conv is not None:
             latents = self.post_quant_conv(latents)
         return self.decoder(latents)

@@ -6,8 +6,8 @@ Nothing is ever downloaded. Both namings of the attention tensors are read (the 
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dit.design.config import digest
 from dit.errors import UserError
-from dit.weights.torch_pickle import read_tensors
-from dit.weights.vae import AutoencoderKL, VaeConfig
+from dit.weights.torch_pickle import find_weights, read_part, weights_sha256
+from dit.weights.vae import LATENT_SCALE, AutoencoderKL, VaeConfig
 
-_WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+_STEMS = ("diffusion_pytorch_model", "model")
+_LARGEST = 2**15
+_ANCHORS = ("decoder.conv_in.weight",)
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -32,10 +35,10 @@ def find_files(path: str | Path) -> tuple[Path, Path]:
     path = Path(path)
     if path.is_dir():
         folder = path / "vae" if (path / "vae" / "config.json").exists() else path
-        weights = next((folder / name for name in _WEIGHT_FILES if (folder / name).exists()), None)
+        weights = find_weights(folder, _STEMS)
         if weights is None:
             raise UserError(
-                f"no autoencoder in {folder}: expected config.json and {' or '.join(_WEIGHT_FILES)}; "
+                f"no autoencoder in {folder}: expected config.json and {_STEMS[0]}.safetensors or .bin; "
                 "download stabilityai/sd-vae-ft-mse or sd-vae-ft-ema to a folder first (nothing is fetched for you)"
             )
     elif path.exists():
@@ -52,13 +55,22 @@ def read_config(path: Path) -> VaeConfig:
     """A `VaeConfig` from diffusers' config.json; values that change the network and are not known here are errors."""
     try:
         raw = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read the autoencoder's config {path}: {error}") from error
     if not isinstance(raw, dict) or "block_out_channels" not in raw:
         raise UserError(f"{path} is not an AutoencoderKL config: it has no block_out_channels")
     if raw.get("act_fn", "silu") not in ("silu", "swish"):
         raise UserError(f"{path}: act_fn {raw['act_fn']!r} is not known; expected 'silu'")
-    widths = tuple(raw["block_out_channels"])
+    widths = tuple(raw["block_out_channels"]) if isinstance(raw["block_out_channels"], list) else ()
+    if not 1 <= len(widths) <= 16:
+        raise UserError(f"{path}: block_out_channels holds {len(widths)} widths, expected 1 to 16")
+    sizes = ("in_channels", "out_channels", "latent_channels", "layers_per_block", "norm_num_groups")
+    numbers = {**{name: raw.get(name, 1) for name in sizes}, **{f"block_out_channels {w!r:.20}": w for w in widths}}
+    wrong = next(
+        (name for name, value in numbers.items() if type(value) is not int or not 1 <= value <= _LARGEST), None
+    )
+    if wrong is not None or numbers["layers_per_block"] > 64:
+        raise UserError(f"{path}: {wrong or 'layers_per_block'} is no number that an autoencoder has")
     config = VaeConfig(
         in_channels=raw.get("in_channels", 3),
         out_channels=raw.get("out_channels", 3),
@@ -71,13 +83,27 @@ def read_config(path: Path) -> VaeConfig:
         mid_attention=raw.get("mid_block_add_attention", True),
         quant_conv=raw.get("use_quant_conv", True),
         post_quant_conv=raw.get("use_post_quant_conv", True),
+        scaling_factor=_number(path, raw, "scaling_factor", LATENT_SCALE),
+        shift_factor=_number(path, raw, "shift_factor", 0.0),
     )
+    if config.scaling_factor <= 0:
+        raise UserError(f"{path}: scaling_factor is {config.scaling_factor:g}, expected a number above 0")
+    for field in ("latents_mean", "latents_std"):
+        if raw.get(field) is not None:
+            raise UserError(f"{path}: {field} scales each channel by itself, which is not known here; expected null")
     bad = next((width for width in widths if width % config.norm_num_groups), None)
     if bad is not None:
         raise UserError(
             f"{path}: block_out_channels {bad} is not divisible by norm_num_groups {config.norm_num_groups}"
         )
     return config
+
+
+def _number(path: Path, raw: dict[str, Any], field: str, default: float) -> float:
+    value = default if raw.get(field) is None else raw[field]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{path}: {field} is {value!r}, expected a number")
+    return float(value)
 
 
 def _attention(path: Path, raw: dict[str, Any], field: str, plain: str, blocks: int) -> tuple[bool, ...]:
@@ -93,13 +119,20 @@ def _attention(path: Path, raw: dict[str, Any], field: str, plain: str, blocks: 
 def load_vae(
     path: str | Path, precision: jax.lax.Precision | None = jax.lax.Precision.HIGHEST
 ) -> tuple[AutoencoderKL, str]:
-    """The autoencoder at `path` (see `find_files`) in float32, and the sha256 of its weights file, which is its identity."""
+    """The autoencoder at `path` (see `find_files`) in float32, and its identity.
+
+    That is the sha256 of its weights file, hashed again with whatever else decides its images: another scale and shift than Stable
+    Diffusion's, or a part of the file that must be named.
+    """
     config_path, weights_path = find_files(path)
     config = read_config(config_path)
-    tensors = {_new_name(name): tensor for name, tensor in read_tensors(weights_path).items()}
+    read, part = read_part(weights_path, _ANCHORS)
+    tensors = {_new_name(name): tensor for name, tensor in read.items()}
     model = from_tensors(config, tensors, precision, source=str(weights_path))
-    with weights_path.open("rb") as file:
-        return model, hashlib.file_digest(file, "sha256").hexdigest()
+    factors, label = (config.scaling_factor, config.shift_factor), "" if part.usual else part.label
+    sha256 = weights_sha256(weights_path)
+    plain = factors == (LATENT_SCALE, 0.0) and not label
+    return model, sha256 if plain else digest({"sha256": sha256, "factors": factors, "part": label}, 64)
 
 
 class _NoRandomness:

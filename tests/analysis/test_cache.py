@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from synthetic_study import cells, write_run, write_study
 
 from analysis import cache, records
 from analysis.results import collect, losses
-from dit.store.study import FAILED, RunStore, Study, save_study
+from dit.store.metrics import MetricsWriter
+from dit.store.study import DONE, FAILED, RunStore, Study, save_study, write_json
 
 RUNS = cells(blocks=("adaln_zero",), sizes=("S", "B"), patches=(4, 2), sampling=(8,))
 
@@ -60,6 +62,16 @@ def brute_losses(folder: Path) -> pd.DataFrame:
     return table.sort_values(["run", "step"], ignore_index=True)
 
 
+def log(path: Path, text: str) -> None:
+    """Append rows as their attempt would, and what is torn at the end."""
+    *lines, torn = text.split("\n")
+    writer = MetricsWriter(path.parents[1], int(path.stem))
+    for line in lines:
+        writer.write(json.loads(line))
+    writer._file.write(torn.encode())
+    writer.close()
+
+
 def check(folder: Path) -> None:
     """Losses and scores by way of the cache equal those straight from the files."""
     table = losses(folder)[["run", "step", "loss"]].sort_values(["run", "step"], ignore_index=True)
@@ -73,7 +85,7 @@ def check(folder: Path) -> None:
 
 def test_an_unchanged_study_is_not_read_again(folder, read):
     first = collect(folder), losses(folder)
-    assert len(read) == 2 * len(RUNS)
+    assert len(read) == 3 * len(RUNS)
     read.clear()
     again = collect(folder), losses(folder)
     assert read == []
@@ -93,16 +105,15 @@ def test_a_torn_line_a_later_attempt_and_a_new_score_are_seen_and_other_runs_lef
     }
     for path, text in changes.items():
         read.clear()
-        with open(path, "a") as file:
-            file.write(text)
+        log(path, text)
         check(folder)
-        assert read == [("metrics", path.parts[-3])]
+        assert read == [("metrics", path.parts[-3]), ("status", path.parts[-3])]
     assert losses(folder).query("run == @RUNS[2].run and step == 1000")["loss"].tolist() == [7.5]
     read.clear()
     score = next((runs / RUNS[3].run / "evals").iterdir())
     value = json.loads(score.read_text())
     value["row"]["fd_digits"] = 1.0
-    score.write_text(json.dumps(value))
+    write_json(score, value)
     check(folder)
     assert read == [("status", RUNS[3].run)]
     next((runs / RUNS[3].run / "evals").iterdir()).unlink()
@@ -184,10 +195,14 @@ def test_a_file_that_may_still_change_within_its_time_stamp_is_not_trusted(folde
     losses(folder)
     path = folder / "runs" / RUNS[0].run / "metrics" / "0001.jsonl"
     before = path.stat()
-    path.write_text(path.read_text().replace('"loss": 0.', '"loss": 9.', 1))
+    rows = RunStore(folder, RUNS[0]).metrics()
+    path.unlink()
+    log(path, "".join(json.dumps({**row, "loss": row["loss"] + 9}) + "\n" for row in rows))
+    with closing(MetricsWriter(path.parents[1], 1)) as writer:
+        RunStore(folder, RUNS[0]).set_status(DONE, writer.end, step=1000, attempt=1)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     check(folder)
-    for path in folder.glob("runs/*/metrics/*"):
+    for path in [*folder.glob("runs/*/metrics/*"), *folder.glob("runs/*/status.json")]:
         os.utime(path, (1e9, 1e9))
     losses(folder)
     read.clear()
@@ -202,9 +217,8 @@ def test_a_writer_that_died_leaves_the_old_cache(folder, monkeypatch, capsys):
     def full(*_):
         raise OSError(28, "No space left on device")
 
+    log(folder / "runs" / RUNS[0].run / "metrics" / "0001.jsonl", '{"step": 1010, "loss": 0.25}\n')
     monkeypatch.setattr(cache.os, "replace", full)
-    with open(folder / "runs" / RUNS[0].run / "metrics" / "0001.jsonl", "a") as file:
-        file.write('{"step": 1010, "loss": 0.25}\n')
     check(folder)
     assert (folder / "cache" / "losses-0000.bin").read_bytes() == whole
     assert "No space left on device" in capsys.readouterr().err
@@ -243,8 +257,10 @@ def test_a_shard_comes_back_as_it_was(data, tmp_path_factory):
 
 def test_a_column_that_only_some_runs_log_is_empty_for_the_others(folder):
     before = losses(folder)
-    with open(folder / "runs" / RUNS[2].run / "metrics" / "0001.jsonl", "a") as file:
-        file.write('{"step": 2000, "loss": 1.0, "learning_rate": 0.001, "note": "slower"}\n')
+    log(
+        folder / "runs" / RUNS[2].run / "metrics" / "0001.jsonl",
+        '{"step": 2000, "loss": 1.0, "learning_rate": 0.001, "note": "slower"}\n',
+    )
     table = losses(folder)
     assert len(table) == len(before) + 1
     assert table["learning_rate"].dropna().tolist() == [0.001]

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from dit.data.latents import LatentDataset
-from dit.data.shards import MANIFEST, Manifest, Record, Settings, ShardWriter, shard_name, write_json
+from dit.data.shards import MANIFEST, Manifest, Record, Settings, ShardWriter, shard_name, to_json
+from dit.store.files import write_text
 from dit.weights.vae import LATENT_SCALE
 
 TFLOP_PER_IMAGE = 3 * 2 * 118.64e-3
@@ -44,7 +45,7 @@ def write_records(folder: Path, count: int, shard_size: int = 1024) -> None:
         for j in range(min(shard_size, count - i * shard_size)):
             writer.write(Record(moments[j % 64], j % 2, f"a/{i}-{j}.jpg"))
         shards.append(writer.finish([]))
-    write_json(folder / MANIFEST, Manifest(settings, tuple(shards)))
+    write_text(folder / MANIFEST, to_json(Manifest(settings, tuple(shards))))
 
 
 def rate(folder: Path, seconds: float, threads: int) -> tuple[float, float]:

@@ -20,9 +20,10 @@ from analysis.results import collect, results
 from dit.cli import main
 from dit.design.config import RunArguments, from_json, to_json
 from dit.errors import UserError
+from dit.store.files import write_json
 from dit.store.lease import attempts, run_files
 from dit.store.paths import open_beneath
-from dit.store.study import RunStore, exclusive, load_study, run_folder, write_json
+from dit.store.study import RunStore, exclusive, load_study, run_folder
 from sweeps import arguments
 from sweeps.devices import Share
 from sweeps.engine import worker_command
@@ -79,7 +80,7 @@ def test_names_in_a_strangers_study_stay_in_its_folder(tmp_path, name):
     value = json.loads((tmp_path / "study.json").read_text())
     value["runs"][0]["model"]["size"] = name
     value["runs"][0]["model"]["ladder"] = name
-    (tmp_path / "study.json").write_text(json.dumps(value))
+    write_json(tmp_path / "study.json", value)
     for run in load_study(tmp_path).runs:
         assert re.fullmatch(r"[A-Za-z0-9_.-]+", run.run)
         assert RunStore(tmp_path, run).path.resolve().parent == (tmp_path / "runs").resolve()

@@ -50,7 +50,7 @@ def test_mnist_is_padded_by_two_black_pixels_on_every_side(monkeypatch):
 
 
 def test_another_name_is_refused():
-    with pytest.raises(UserError, match=r"'cifar'.*digits or mnist"):
+    with pytest.raises(UserError, match=r"unknown data set 'cifar': expected one of digits, mnist"):
         load_images("cifar")
 
 

@@ -23,6 +23,7 @@ from sklearn.datasets import load_sample_images
 
 import dit.data.encode
 from dit.cli import encode as verb
+from dit.data.decoded_latents import open_decoded
 from dit.data.encode import EncodeRun, encode
 from dit.data.image_tree import find_images
 from dit.data.images import load_square, to_model
@@ -197,6 +198,7 @@ def test_a_killed_run_ends_in_the_same_files(vae: Path, tmp_path: Path) -> None:
 MEMORY = """
 import resource, sys
 from pathlib import Path
+from dit.data.decoded_latents import open_decoded
 from dit.data.encode import EncodeRun, encode
 images, vae, out = map(Path, sys.argv[1:])
 encode(EncodeRun(images, vae, 96, out, shard_size=40, batch_size=4))
@@ -362,3 +364,35 @@ def test_processes_of_a_slurm_step_divide_the_shards(job: EncodeRun, tmp_path: P
     assert [path.name for path in sorted((tmp_path / "two").glob("shard-*"))] == names
     for name in names:
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+def test_the_autoencoders_scale_and_shift_reach_training_and_decoding(job: EncodeRun, tmp_path: Path) -> None:
+    """The same weights under other factors: the same records, other latents in training, the same decoded images."""
+    write_vae(tmp_path / "vae", scaling_factor=0.5, shift_factor=0.25)
+    run = dataclasses.replace(job, vae=tmp_path / "vae", out=tmp_path / "out")
+    encode(run)
+    settings = open_latents(run.out)[1].settings
+    assert (settings.latent_scale, settings.latent_shift) == (0.5, 0.25)
+    assert "latent_shift" not in (job.out / MANIFEST).read_text()
+    ours, theirs = (LatentDataset(out, 8, seed=0).batch(3)[0] for out in (run.out, job.out))
+    np.testing.assert_allclose(ours, (theirs / 0.18215 - 0.25) * 0.5, rtol=1e-5, atol=1e-5)
+    images = [
+        next(open_decoded(str(out), vae).batches(4, 0, 4)) for out, vae in ((run.out, run.vae), (job.out, job.vae))
+    ]
+    np.testing.assert_array_equal(*images)
+    with pytest.raises(UserError, match="begun with vae_sha256"):
+        encode(dataclasses.replace(run, vae=job.vae))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("shard_size", 0), ("image_size", 0), ("num_images", -1), ("latent_size", 2**40), ("latent_scale", "x"), ("latent_scale", 0),
+     ("latent_channels", 1.5), ("classes", 3), ("latent_shift", None), ("vae_sha256", 5)],
+)  # fmt: skip
+def test_a_manifest_of_impossible_numbers_is_refused(job: EncodeRun, tmp_path: Path, name: str, value: object) -> None:
+    shutil.copytree(job.out, tmp_path / "out")
+    raw = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    raw["settings"][name] = value
+    (tmp_path / "out" / MANIFEST).write_text(json.dumps(raw))
+    with pytest.raises(UserError, match="is not a manifest of latents"):
+        open_latents(tmp_path / "out")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -15,8 +17,11 @@ import skimage.data
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from dit.data.image_sets import open_images
+from dit.data.image_tree import find_images
 from dit.data.images import BrokenImage, center_crop, load_square, open_rgb, to_model, to_uint8
 from dit.errors import UserError
+from dit.train.restore import is_checkpoint
 
 SKIMAGE = Path(skimage.__file__).parent / "data"
 
@@ -189,3 +194,116 @@ def test_the_crop_is_the_reference_implementations_bit_for_bit():
         photo, size = name.split("-")
         pixels = center_crop(Image.fromarray(photos[photo]), int(size))
         assert hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()[:16] == expected, name
+
+
+def grey_ramp() -> np.ndarray:
+    return np.arange(64, dtype=np.uint8).reshape(8, 8) * 3
+
+
+def write_tiff(path: Path, pixels: np.ndarray, bits: int, photometric: int = 1, sample_format: int = 1) -> Path:
+    """A little-endian TIFF of one strip, byte by byte: Pillow cannot write them all."""
+    data = pixels.tobytes()
+    height, width = pixels.shape
+    entries = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 8)]
+    entries += [(277, 1), (278, height), (279, len(data)), (339, sample_format)]
+    body = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in entries)
+    where = 8 + len(data)
+    directory = struct.pack("<H", len(entries)) + body + struct.pack("<I", 0)
+    path.write_bytes(b"II*\0" + struct.pack("<I", where) + data + directory)
+    return path
+
+
+def test_sixteen_bits_give_their_upper_eight(tmp_path: Path) -> None:
+    grey = grey_ramp()
+    deep = grey.astype(np.uint16) * 257
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    Image.fromarray(deep).save(tmp_path / "b.tif")
+    Image.fromarray(deep.astype(">u2")).save(tmp_path / "c.tif")
+    (tmp_path / "d.pgm").write_bytes(b"P5 8 8 65535\n" + deep.astype(">u2").tobytes())
+    write_tiff(tmp_path / "e.tif", deep, 16)
+    write_tiff(tmp_path / "f.tif", 65535 - deep, 16, photometric=0)
+    for path in sorted(tmp_path.iterdir()):
+        np.testing.assert_array_equal(np.asarray(open_rgb(path)), np.repeat(grey[..., None], 3, 2), err_msg=path.name)
+
+
+def test_values_without_a_white_are_refused(tmp_path: Path) -> None:
+    grey = grey_ramp()
+    Image.fromarray(grey.astype(np.float32) / 255).save(tmp_path / "float.tif")
+    Image.fromarray(grey.astype(np.int32) * 257).save(tmp_path / "int.tif")
+    write_tiff(tmp_path / "signed.tif", grey.astype(np.int16) * 128, 16, sample_format=2)
+    write_tiff(tmp_path / "wide.tif", grey.astype(np.uint32) * 2**24, 32)
+    for path, kind in (
+        ("float", "floating-point"),
+        ("int", "signed 32-bit"),
+        ("signed", "signed 16-bit"),
+        ("wide", "32-bit"),
+    ):
+        with pytest.raises(BrokenImage, match=f"^{kind} values, of which no file says what is white"):
+            open_rgb(tmp_path / f"{path}.tif")
+
+
+def test_several_frames_are_refused(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    for name in ("a.png", "b.tiff", "c.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        with pytest.raises(BrokenImage, match="2 frames, expected one image"):
+            open_rgb(tmp_path / name)
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1), (2, 30_000), (7, 65_000)])
+def test_an_image_too_thin_to_scale_is_broken(tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("1", size).save(tmp_path / "thin.png")
+    with pytest.raises(BrokenImage, match="too thin"):
+        load_square(tmp_path / "thin.png", 256)
+
+
+def test_a_large_image_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    header = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 10_000, 9_000, 8, 2, 0, 0, 0))
+    (tmp_path / "large.png").write_bytes(header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+    with pytest.raises(BrokenImage, match=r"10000x9000 pixels|exceeds limit"):
+        open_rgb(tmp_path / "large.png")
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+HIDDEN = (
+    "._a.png", ".hidden.png", ".ipynb_checkpoints/a-checkpoint.png", "__MACOSX/a.png", "@eaDir/a.png", ".git/x/a.png", "x/._b.jpg",
+    "$RECYCLE.BIN/a.png", "Thumbs.db", ".DS_Store",
+)  # fmt: skip
+
+
+def test_one_list_of_rules_says_what_is_an_image(tmp_path: Path) -> None:
+    """The same files for `encode` (class folders), and for `evaluate` and `reference` (any folder)."""
+    photo = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+    for name in ("cat/a.png", "cat/deep/b.PNG", "dog/c.png", "cat/notes.txt", "dog/labels.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        photo.save(tmp_path / name, format="PNG")
+    plain = find_images(tmp_path)
+    for folder in ("cat", "."):
+        for name in HIDDEN:
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            photo.save(tmp_path / folder / name, format="PNG")
+    found = find_images(tmp_path)
+    assert (found.classes, found.images, found.identity) == (("cat", "dog"), plain.images, plain.identity)
+    assert plain.said == "3 images, left out 2 without an image's ending; 2 classes"
+    images = open_images(str(tmp_path), 3)
+    assert len(images) == 3 and sum(len(batch) for batch in images.batches(2, 0, 3)) == 3
+    hidden = 2 * len(HIDDEN)
+    assert images.said == f"{tmp_path}: 3 images, left out {hidden} hidden or the system's, 2 without an image's ending"
+    assert found.said.startswith("3 images, left out ") and "hidden" in found.said
+    photo.save(tmp_path / "loose.png")
+    assert "1 in no class folder" in find_images(tmp_path).said
+
+
+def test_images_with_a_configuration_beside_them_are_images(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for text in ('{"cfg_scale": 1.5}', "[]", "{", '{"_class_name": "DiTPipeline"}', '{"model": {}}'):
+        (tmp_path / "config.json").write_text(text)
+        assert not is_checkpoint(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "transformer").mkdir()
+    assert not is_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text('{"hash": "0123", "model": {}}')
+    assert is_checkpoint(tmp_path)

@@ -22,10 +22,11 @@ from dit.data.shards import (
     open_latents,
     pack,
     shard_name,
+    to_json,
     unpack,
-    write_json,
 )
 from dit.errors import UserError
+from dit.store.files import write_text
 from dit.weights.vae import LATENT_SCALE
 
 COUNTS = (16, 0, 13)
@@ -50,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
         for _ in range(count):
             writer.write(record(next(indices)))
         shards.append(writer.finish([("class/bad.jpg", "not an image")] if count < 16 else []))
-    write_json(tmp_path / MANIFEST, Manifest(settings, tuple(shards)))
+    write_text(tmp_path / MANIFEST, to_json(Manifest(settings, tuple(shards))))
     return tmp_path
 
 

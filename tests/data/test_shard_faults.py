@@ -20,7 +20,8 @@ from worker_processes import fake_cells, holdings, make_study, rows_and_ends
 import dit.runs.run
 from dit.cli import main
 from dit.data.latents import LatentSource
-from dit.data.shards import MANIFEST, Manifest, ShardWriter, open_latents, shard_name, write_json
+from dit.data.shards import MANIFEST, Manifest, ShardWriter, open_latents, shard_name, to_json
+from dit.store.files import write_text
 from sweeps.ledger import Ledger
 from sweeps.study import declared
 
@@ -55,7 +56,7 @@ def more_shards(source: Path, folder: Path, shards: int = 3) -> Path:
         for index in part.tolist():
             writer.write(records[index])
         written.append(writer.finish([]))
-    write_json(folder / MANIFEST, Manifest(settings, tuple(written)))
+    write_text(folder / MANIFEST, to_json(Manifest(settings, tuple(written))))
     return folder
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 
 import jaxtyping
+import numpy as np
 import pytest
 
 from dit.design import config
@@ -50,7 +51,7 @@ def test_identity_holds_every_field_but_how_far_to_train_and_what_to_score():
     )
     everything, identity = leaves(dataclasses.asdict(every)), leaves(every.identity)
     left_out = everything.keys() - identity.keys()
-    assert left_out == {("steps",), ("evaluations",)}
+    assert left_out == {("steps",), ("evaluations",), ("model", "block_source"), ("data", "source")}
     assert identity.items() <= everything.items()
 
 
@@ -247,3 +248,48 @@ def test_a_bad_value_is_named_in_one_line(make, parts):
 
 def test_an_evaluation_at_the_last_step_is_allowed():
     assert a_run(steps=100).evaluations == (EVALUATION,)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("whole", "number", "text", "truth"),
+    [
+        (np.int64, np.float64, np.str_, np.bool_),
+        (np.int32, np.float32, np.str_, np.bool_),
+        (np.uint8, np.float16, str, bool),
+        (np.array, np.array, np.str_, np.array),
+    ],
+)
+def test_numbers_out_of_numpy_are_the_numbers_they_are(whole, number, text, truth):
+    """0.5 and 0.25 are exact in every format, so the identity is that of the plain numbers."""
+    model = model_config(
+        text("adaln_zero"), text("S"), whole(4), DATASETS["digits"], text("nano"), class_dropout_prob=number(0.25)
+    )
+    optim = OptimConfig(learning_rate=number(0.5), weight_decay=number(0.25))
+    score = Evaluation(
+        whole(5), text("digits"), whole(8), whole(4), cfg_scale=number(1.5), ema=truth(True), cfg_channels=whole(1)
+    )
+    run = RunConfig(model, DATASETS["digits"], whole(10), whole(8), whole(3), optim=optim, evaluations=(score,))
+    plain_model = model_config("adaln_zero", "S", 4, DATASETS["digits"], "nano", class_dropout_prob=0.25)
+    plain_score = Evaluation(5, "digits", 8, 4, cfg_scale=1.5, cfg_channels=1)
+    plain = RunConfig(
+        plain_model, DATASETS["digits"], 10, 8, 3, optim=OptimConfig(0.5, weight_decay=0.25), evaluations=(plain_score,)
+    )
+    assert run == plain and run.hash == plain.hash and run.run == plain.run and score.key == plain_score.key
+    assert json.dumps(config.to_json(run)) == json.dumps(config.to_json(plain))
+    assert type(run.steps) is int and type(run.optim.learning_rate) is float and type(score.ema) is bool
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_float32_is_the_number_it_holds():
+    optim = OptimConfig(learning_rate=np.float32(1e-4))
+    assert optim.learning_rate == 9.999999747378752e-05 and optim == OptimConfig(learning_rate=float(np.float32(1e-4)))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "value", [np.float64(10.0), np.float32(10), np.array([10]), np.str_("10"), np.bool_(True), np.int64(-1)]
+)
+def test_numpys_other_values_are_refused_as_pythons_are(value):
+    with pytest.raises(UserError, match="steps is"):
+        a_run(steps=value)

@@ -224,15 +224,17 @@ def test_each_policy_keeps_less_and_the_quick_bound_holds(block):
         dataclasses.replace(RUN, model=dataclasses.replace(MODEL, block=block)),
         RunConfig(model_config(block, "S", 2, DATASETS["imagenet256"]), DATASETS["imagenet256"], steps=1),
     ):
-        none, dots, full = (activation_bytes(run, Compute(remat=remat)) for remat in ("none", "dots", "full"))
+        none, dots, full = (activation_bytes(run.model, "float32", remat) for remat in ("none", "dots", "full"))
         assert full < dots < none < memory._at_most(run)
-        half = activation_bytes(run, Compute("bfloat16"))
+        half = activation_bytes(run.model, "bfloat16", "none")
         assert 0.4 * none < half < 0.9 * none
 
 
 def test_full_recomputation_keeps_the_inputs_of_the_blocks_and_one_block():
     tokens = 4 * XL.model.tokens * XL.model.hidden_size
-    kept = activation_bytes(XL, Compute(remat="full")) - activation_bytes(XL, Compute()) // XL.model.depth
+    kept = (
+        activation_bytes(XL.model, "float32", "full") - activation_bytes(XL.model, "float32", "none") // XL.model.depth
+    )
     assert XL.model.depth * tokens <= kept < 1.2 * XL.model.depth * tokens
 
 
@@ -240,10 +242,7 @@ def test_the_least_recomputation_that_fits_is_chosen():
     compute, chosen = Compute("bfloat16"), []
     run = dataclasses.replace(XL, precision="bfloat16", batch_size=32)
     state = state_bytes(run, MeshShape())
-    kept = {
-        remat: 32 * activation_bytes(run, dataclasses.replace(compute, remat=remat))
-        for remat in ("none", "dots", "full")
-    }
+    kept = {remat: 32 * activation_bytes(run.model, "bfloat16", remat) for remat in ("none", "dots", "full")}
     for remat, more in (("none", 1.01), ("dots", 1.01), ("full", 0.5)):
         limit = int((state + more * kept[remat]) / USABLE)
         chosen.append(choose_remat(run, compute, RunArguments(), Chip(), limit=limit))
@@ -256,7 +255,7 @@ def test_the_least_recomputation_that_fits_is_chosen():
 def test_a_cpu_recomputes_where_it_would_keep_much():
     cpu, model = Chip("cpu"), model_config("adaln_zero", "S", 8, DATASETS["imagenet256"])
     run = RunConfig(model, DATASETS["imagenet256"], 1, batch_size=1)
-    images = math.ceil(KEPT_ON_CPU / activation_bytes(run, Compute()))
+    images = math.ceil(KEPT_ON_CPU / activation_bytes(run.model, "float32", "none"))
     for batch, policy in ((images - 1, "none"), (images, "dots")):
         run = dataclasses.replace(run, batch_size=batch)
         assert choose_remat(run, Compute(), RunArguments(), cpu, limit=2**40) == policy

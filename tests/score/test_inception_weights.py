@@ -175,5 +175,24 @@ def test_a_legacy_pickle_runs_nothing(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     parts = [torch_legacy.MAGIC, 1001, {"little_endian": True}, {"fc.bias": Hostile()}, []]
     path.write_bytes(b"".join(pickle.dumps(part, protocol=2) for part in parts))
-    with pytest.raises(UserError, match=r"asks to run __builtin__\.print"):
+    with pytest.raises(UserError, match=r"asks to run builtins\.print"):
         inception_weights.load(path)
+
+
+@pytest.mark.parametrize(
+    ("graph", "message"),
+    [
+        (b"\x0a\x00" * 2**20 + b"\x0a\x00", "a message of more than 1,048,576 fields"),
+        # node(name "a", op "Const", attr "value": tensor of dtype 1, shape 2^40, one value)
+        (b"\x0a\x2d\x0a\x01a\x12\x05Const\x2a\x21\x0a\x05value\x12\x18\x42\x16\x08\x01\x12\x0a\x12\x08\x08\x80\x80\x80\x80\x80\x80\x01"
+         b"\x22\x04\0\0\0\0", "not a whole TensorFlow graph"),
+        (b"\xff" * 20, "not a whole TensorFlow graph"),
+    ],
+)  # fmt: skip
+def test_small_graphs_that_ask_for_much_are_refused(tmp_path: Path, graph: bytes, message: str) -> None:
+    (tmp_path / "graph.pb").write_bytes(graph)
+    with pytest.raises(UserError, match=message):
+        graph_def.read_constants(tmp_path / "graph.pb")
+    (tmp_path / "zero.pb").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="is not a file"):
+        graph_def.read_constants(tmp_path / "zero.pb")

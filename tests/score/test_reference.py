@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -167,3 +168,82 @@ def test_statistics_of_another_making_are_refused(tmp_path: Path, arrays: dict, 
     np.savez(tmp_path / "odd.npz", **arrays)
     with pytest.raises(UserError, match=message):
         reference.load(str(tmp_path / "odd.npz"), tiny_extractor(), 16)
+
+
+MADE_BY = {
+    "extractor": "tiny", "extractor_sha256": "0", "resize": "none", "num_images": 60, "source": "x", "source_sha256": "1",
+}  # fmt: skip
+LOPSIDED = np.diag(np.ones(12)) + np.eye(12, k=1) * 0.1
+SADDLE = np.diag([-0.01, *np.ones(11)])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "made_by", "message"),
+    [
+        ({"mu": np.full(12, np.nan)}, {}, "'mu' holds values that are not finite"),
+        ({"sigma": np.diag(np.full(12, np.inf))}, {}, "'sigma' holds values that are not finite"),
+        ({"features": np.full((3, 12), np.nan, np.float32)}, {}, "'features' holds values that are not finite"),
+        ({"features": np.zeros((3, 11), np.float32)}, {}, r"'features' has shape \(3, 11\), expected \(images, 12\)"),
+        ({"features": np.zeros(12, np.float32)}, {}, r"'features' has shape \(12,\)"),
+        ({"sigma": np.eye(11)}, {}, r"'mu' has shape \(12,\), 'sigma' \(11, 11\), expected"),
+        ({"mu": np.zeros((12, 1))}, {}, r"'mu' has shape \(12, 1\)"),
+        ({"sigma": LOPSIDED}, {}, "'sigma' is not symmetric"),
+        ({"sigma": -np.eye(12)}, {}, "'sigma' has a negative variance"),
+        ({"sigma": SADDLE}, {}, "'sigma' has a negative variance"),
+        ({"mu_s": np.zeros(3), "sigma_s": -np.eye(3)}, {}, "'sigma_s' has a negative variance"),
+        ({"mu_s": np.zeros(3)}, {}, "'mu_s' has shape"),
+        ({}, {"num_images": -4}, "num_images is '-4', expected a whole number above 0"),
+        ({}, {"num_images": "many"}, "num_images is 'many'"),
+        ({}, {"num_images": 3.5}, "num_images is '3.5'"),
+        ({}, {"num_images": True}, "num_images is 'True'"),
+        ({}, {"num_images": 0}, "num_images is '0'"),
+        ({}, {"source": 3}, "its source is '3', expected a text"),
+    ],
+)
+def test_statistics_that_are_none_are_refused(tmp_path: Path, arrays: dict, made_by: dict, message: str) -> None:
+    whole = {"mu": np.zeros(12), "sigma": np.eye(12), "features": np.zeros((5, 12), np.float32)} | arrays
+    np.savez(tmp_path / "x.npz", **whole, made_by=json.dumps(MADE_BY | made_by))
+    with pytest.raises(UserError, match=message):
+        reference.load(str(tmp_path / "x.npz"), tiny_extractor(), 16)
+
+
+def test_singular_and_rounded_covariances_are_some_distributions(tmp_path: Path) -> None:
+    few = np.random.default_rng(0).standard_normal((5, 300))
+    for sigma in (np.cov(few.T), np.cov(few.T).astype(np.float32), np.zeros((300, 300))):
+        np.savez(tmp_path / "x.npz", mu=np.zeros(300), sigma=sigma)
+        assert reference.declare(tmp_path / "x.npz", "inception-2015", "none").pooled.covariance.shape == (300, 300)
+
+
+def bomb(path: Path, name: str, header_shape: tuple[int, ...], size: int, dtype: str = "<f8") -> Path:
+    """An archive whose entry unpacks to `size` zeros behind a header of its own."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open(f"{name}.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": header_shape})
+        for _ in range(size >> 20):
+            file.write(bytes(2**20))
+    return path
+
+
+def test_archives_that_unpack_to_much_are_refused_before(tmp_path: Path) -> None:
+    np.savez(tmp_path / "objects.npz", mu=np.array([{}], object), sigma=np.eye(1), mu_s=np.zeros(1), allow_pickle=True)
+    cases = (
+        (bomb(tmp_path / "header.npz", "mu", (2**40,), 2**20), "'mu' holds float64 of shape"),
+        (bomb(tmp_path / "negative.npz", "mu", (-1,), 2**20), "'mu' holds float64 of shape"),
+        (bomb(tmp_path / "image.npz", "arr_0", (2, 2**15, 2**15, 3), 2**20, "|u1"), "bytes for images of shape"),
+        (bomb(tmp_path / "many.npz", "arr_0", (2**30, 8, 8, 3), 2**20, "|u1"), "bytes for images of shape"),
+        (tmp_path / "objects.npz", "'mu' holds object"),
+    )
+    for path, message in cases:
+        with pytest.raises(UserError, match=message):
+            open_or_declare(path)
+    np.savez_compressed(tmp_path / "said.npz", arr_0=some_images(2, 0), protocol="0" * 2**21)
+    with pytest.raises(UserError, match="declares 8,388,736 bytes of protocol"):
+        open_images(str(tmp_path / "said.npz"), 3)
+
+
+def open_or_declare(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        images = "arr_0.npy" in archive.namelist()
+    if images:
+        open_images(str(path), 3)
+    else:
+        reference.declare(path, "inception-2015", "none")

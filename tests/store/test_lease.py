@@ -353,6 +353,7 @@ def test_an_attempt_comes_back_from_its_file():
     assert parse_attempt(3, attempt.to_bytes()) == attempt
     assert set(json.loads(attempt.to_bytes())) == {
         "schema_version",
+        "digest",
         *(field.name for field in dataclasses.fields(Attempt)),
     }
 

@@ -47,7 +47,8 @@ def test_a_write_that_is_cut_off_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", cut_off)
     with pytest.raises(OSError, match="no space"):
         write_json(path, {"x": 2})
-    assert json.loads(path.read_text()) == {"x": 1}
+    assert read_json(path) == {"x": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
 
 
 def test_whoever_reads_during_a_write_has_the_whole_old_file(tmp_path):
@@ -55,7 +56,7 @@ def test_whoever_reads_during_a_write_has_the_whole_old_file(tmp_path):
     write_json(path, {"x": 1})
     with open(path) as reader:
         write_json(path, {"x": 2})
-        assert json.load(reader) == {"x": 1}
+        assert json.load(reader)["x"] == 1
     assert read_json(path) == {"x": 2}
 
 
@@ -138,6 +139,9 @@ def test_a_configuration_that_was_edited_is_refused(tmp_path):
     record.create()
     path = record.path / "config.json"
     path.write_text(path.read_text().replace('"batch_size": 64', '"batch_size": 32'))
+    with pytest.raises(UserError, match="has changed since it was written"):
+        record.create()
+    write_json(path, {**json.loads(path.read_text()), "batch_size": 32})
     with pytest.raises(UserError, match="describes another run"):
         record.create()
 

@@ -1,6 +1,7 @@
 """Checkpoints: the same bits back, no damage goes unseen, and a kill at any moment costs nothing that was there."""
 
 import errno
+import json
 import os
 import random
 import shutil
@@ -22,7 +23,6 @@ from dit.design.config import digest
 from dit.errors import UserError
 from dit.store import manifest
 from dit.store.manifest import Corrupt
-from dit.store.study import read_json, write_json
 from dit.train import checkpoint
 from dit.train.checkpoint import Checkpoints, CheckpointWriter, flatten
 
@@ -196,10 +196,10 @@ def test_another_runs_checkpoint_is_refused_and_stays(folder):
 
 def test_a_newer_schema_is_refused(folder):
     path = folder / "00000010" / "manifest.json"
-    changed = read_json(path)
+    changed = json.loads(path.read_text())
     del changed["digest"]
     changed["schema_version"] = 2
-    write_json(path, {**changed, "digest": digest(changed)})
+    path.write_text(json.dumps({**changed, "digest": digest(changed)}))
     with pytest.raises(UserError, match="schema version 2, this version reads up to 1"):
         Checkpoints(folder, "run-a").restore(10, tree(0))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -166,4 +167,50 @@ def test_configs_that_are_not_understood_are_refused(tmp_path: Path, change: dic
         read_config(tmp_path / "config.json")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="no block_out_channels"):
+        read_config(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift"), [(None, None), (0.18215, None), (0.13025, None), (1.5305, 0.0609), (0.3611, 0.1159)]
+)
+def test_scale_and_shift_are_the_autoencoders_own(tmp_path: Path, scale: float | None, shift: float | None) -> None:
+    """Stable Diffusion's, unsaid and said, SDXL's, Stable Diffusion 3's and FLUX's: (z - shift) * scale, and its inverse."""
+    raw = json.loads((GOLDEN / "vae_old_names.json").read_text()) | {"scaling_factor": scale, "shift_factor": shift}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    save_file(random_tensors(TINY), tmp_path / "diffusion_pytorch_model.safetensors")
+    model, identity = load_vae(tmp_path)
+    latents = np.linspace(-5, 5, 11, dtype=np.float32)
+    expected = (latents - (shift or 0)) * (scale or 0.18215)
+    np.testing.assert_allclose(model.config.scaled(latents), expected, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(model.config.unscaled(model.config.scaled(latents)), latents, rtol=1e-6, atol=1e-6)
+    plain = hashlib.sha256((tmp_path / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
+    assert (identity == plain) == (scale in (None, 0.18215) and shift is None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scaling_factor": 0}, "scaling_factor is 0, expected a number above 0"),
+        ({"scaling_factor": "0.2"}, "scaling_factor is '0.2', expected a number"),
+        ({"shift_factor": float("nan")}, "shift_factor is nan, expected a number"),
+        ({"latents_mean": [0.1] * 4, "latents_std": [2.0] * 4}, "latents_mean scales each channel by itself"),
+        ({"latents_std": [2.0] * 4}, "latents_std scales each channel by itself"),
+    ],
+)
+def test_factors_that_are_not_understood_are_refused(tmp_path: Path, change: dict, message: str) -> None:
+    raw = json.loads((GOLDEN / "vae_old_names.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(raw | change))
+    with pytest.raises(UserError, match=message):
+        read_config(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"norm_num_groups": 0}, {"layers_per_block": 10**9}, {"block_out_channels": 8}, {"block_out_channels": []}, {"in_channels": "3"},
+     {"block_out_channels": [2**40]}, {"block_out_channels": [4] * 99}, {"latent_channels": None}],
+)  # fmt: skip
+def test_impossible_sizes_are_refused_before_anything_is_made(tmp_path: Path, change: dict) -> None:
+    raw = json.loads((GOLDEN / "vae_old_names.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(raw | change))
+    with pytest.raises(UserError, match=r"is no number that an autoencoder has|holds \d+ widths"):
         read_config(tmp_path / "config.json")
