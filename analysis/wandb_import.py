@@ -139,7 +139,12 @@ def _write_run(store: RunStore, one: LoggedRun, history: History, fields: Fields
     with closing(store.metrics_writer(1)) as metrics:
         for step in sorted(step for step, row in merged.items() if row):
             metrics.write(
-                {"step": step, **merged[step], "train_gflops": _progress(store.run, step, counts)["train_gflops"]}
+                {
+                    "step": step,
+                    **merged[step],
+                    **counts,
+                    "train_gflops": _progress(store.run, step, counts)["train_gflops"],
+                }
             )
     before: Counter[tuple[int, str]] = Counter()
     for step, row in history.rows:
@@ -360,7 +365,7 @@ def _divergence(
     losses = [(step, fields.of("loss", row), row) for step, row in rows]
     bad = [(step, value) for step, value, row in losses if not_finite(value) and not (beside and is_gap(row, value))]
     last = max((step for step, value, _ in losses if number(value) is not None), default=-1)
-    after = sorted((step, f"{value}") for step, value in bad if step > last)
+    after = sorted((step, f"{float(value)}") for step, value in bad if step > last)
     if before := [step for step, _ in bad if step <= last]:
         notes.append(
             f"its loss is not finite at {len(before)} step(s), the first {min(before)}, and finite again later: those are left out"

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.replicates < 100:
         raise UserError(f"--replicates {args.replicates}: expected 100 or more, a 95 % interval needs them")
-    study = collect(args.source).where(args.where)
+    study = collect(args.source, unscored=args.of == "training_loss").where(args.where)
     if args.of == "training_loss":
         from analysis.training_loss import as_scores
 

@@ -192,21 +192,24 @@ def test_an_imported_study_is_read_by_the_other_verbs(tmp_path, capsys, monkeypa
     assert (row["verdict"], row["differs"]) == ("not comparable", "step 200 and 400000")
 
 
+TELLS_NO_CELL = "does not tell its block, size, patch_size, dataset, batch_size: "
+
+
 @pytest.mark.parametrize(
     ("rows", "config", "options", "message"),
     [
         ([{"step": 1, "cost": 2.0}], {}, [], "no loss and no score is found: name one, as in --map loss=COLUMN"),
         ([{"step": 1, "cost": 2.0}], {"depth": 3}, ["--map", "loss=price"], "no run has it; columns: step, cost; configuration: depth"),
-        ([{"step": 1, "loss": 2.0}], {"mlp": 3}, [], "does not tell its block, size, patch_size, dataset, batch_size: give --map block=COLUMN"),
-        ([{"fid": 2.0}], {}, [], "does not tell its step, num_samples, block, size, patch_size, dataset, batch_size: give"),
-        ([{"cost": 2.0}], {}, [], "no loss and no score is found: name one, as in --map loss=COLUMN or --map fid=COLUMN; run 'run' does not tell its block"),
-        ([{"loss": 2.0}], {}, ["CELL"], "run 'run' does not tell its step: give --map step=COLUMN where they are logged; columns: loss"),
-        ([{"loss": 1.0, "step": 1}, {"loss": 2.0}], {}, ["CELL"], "a row of run 'run' has no step: give --map step=COLUMN; its columns are loss"),
+        ([{"step": 1, "loss": 2.0}], {"mlp": 3}, [], TELLS_NO_CELL + "give --map block=COLUMN"),
+        ([{"fid": 2.0}], {}, [], "not tell its step, num_samples, block, size, patch_size"),
+        ([{"cost": 2.0}], {}, [], "--map fid=COLUMN; run 'run' " + TELLS_NO_CELL),
+        ([{"loss": 2.0}], {}, ["CELL"], "does not tell its step: give --map step=COLUMN where they are logged; columns: loss"),
+        ([{"loss": 1.0, "step": 1}, {"loss": 2.0}], {}, ["CELL"], "a row of run 'run' has no step: give --map step=COLUMN"),
         ([{"step": 1.5, "loss": 2.0}], {}, ["CELL"], "step is 1.5, expected a whole number"),
-        ([{"_step": 1, "train/step": 100, "loss": 2}, {"_step": 2, "fid": 9}], {}, ["CELL", "num_samples=9"], "has no train/step: give --map step=COLUMN"),
+        ([{"_step": 1, "train/step": 9, "loss": 2}, {"_step": 2, "fid": 9}], {}, ["CELL", "num_samples=9"], "has no train/step: give"),
         ([{"step": "late", "loss": 2.0}], {}, ["CELL"], "step is 'late', expected a number"),
         ([{"step": 1, "loss": 2.0}], {"lr": "cosine"}, ["CELL"], "learning_rate is 'cosine', expected a number"),
-        ([{"step": 1, "fid": 2.0}], {}, ["CELL"], "does not tell its num_samples: give --map num_samples=COLUMN where they are logged, or --set num_samples=50000"),
+        ([{"step": 1, "fid": 2.0}], {}, ["CELL"], "give --map num_samples=COLUMN where they are logged, or --set num_samples=50000"),
         ([{"step": 1, "loss": 2.0}], {}, ["CELL", "block=mamba"], "unknown block 'mamba'"),
         ([{"step": 1, "loss": 2.0}], {"size": [1]}, ["CELL", "size=[1]"], "size is [1], expected a name"),
         ([{"step": 1, "fid": 2.0}], {"protocols": "{"}, ["CELL", "num_samples=10"], "its protocols are not JSON"),
@@ -256,7 +259,8 @@ def test_files_that_are_no_exports_are_one_line(tmp_path, capsys, name, text, me
 def test_two_runs_of_one_cell_and_an_existing_folder_are_refused(tmp_path, capsys):
     twice = read_project("a/b", FakeApi([foreign("DiT-XL/2 first"), foreign("DiT-XL/2 second")]))
     with pytest.raises(
-        UserError, match=r"first' .abc. and 'DiT-XL/2 second' .abc. of .* are both adaln_zero-XL-2-s0-.*--map seed=COLUMN"
+        UserError,
+        match=r"first' .abc. and 'DiT-XL/2 second' .abc. of .* are both adaln_zero-XL-2-s0-.*--map seed=COLUMN",
     ):
         import_runs(twice, Fields({}, STATED), "x", "a/b", tmp_path / "out")
     assert not any(tmp_path.iterdir())
