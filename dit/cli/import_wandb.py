@@ -3,8 +3,9 @@
     dit import-wandb my-team/dit --out runs/imported
     dit import-wandb exported/ --out runs/imported --map fid=eval/fid50k --set block=adaln_zero num_samples=50000
 
-Reads ENTITY/PROJECT through wandb's API (whole histories), or files and folders exported from it (histories as CSV, JSON or JSON lines, a
-chart's CSV, a project's table) or written by it (wandb/offline-run-*). Usual names are found by themselves (loss, train/loss, eval/fid, DiT-XL/2, ...); docs/results.md lists them.
+Reads ENTITY/PROJECT through wandb's API (whole histories), files and folders exported from it (histories as CSV, JSON or JSON lines, a
+chart's CSV, a project's table), or what it wrote beside a run (wandb/offline-run-*). Usual names are found by themselves (loss, train/loss,
+eval/fid, DiT-XL/2, cfg.model.depth, ...); docs/results.md lists them.
 """
 
 from __future__ import annotations
