@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.fits.fit import LawFit, NotIdentified, fit_law
+from analysis.fits.fit import LOSS, LawFit, NotIdentified, fit_law
 from analysis.fits.frontier import Frontier, frontier
 from analysis.fits.laws import FORMS
 from analysis.fits.noise import RETRAINING_OVER_RESAMPLING, noise_of
@@ -74,7 +74,7 @@ class Advice(Record):
     notes: tuple[Note, ...]
 
 
-def advise(study: StudyResults, target: str | None = None, loss: str = "huber") -> Advice:
+def advise(study: StudyResults, target: str | None = None, loss: str = LOSS) -> Advice:
     """Advice for a study; `target` as in `forecast.freeze` (default: the dearest cell of the main block without its last score).
 
     Raises:
@@ -104,6 +104,7 @@ def advise(study: StudyResults, target: str | None = None, loss: str = "huber") 
         key=lambda one: -one.reduction_per_gflop,
     )
     notes = list(law.notes)
+    notes += [Note("young", observations.young)] if observations.young else []
     if _scored(observations, aim, design.step):
         notes.append(
             Note("target", f"{aim.name} has its score already: the law there can still be narrowed, the score is known")

@@ -21,11 +21,12 @@ from scipy import stats
 from analysis import published
 from analysis.results import StudyResults
 from analysis.tables import plain
+from dit.design.metrics import NOISE, is_better_higher, of_column
 from dit.design.rows import COUNT, DEVIATION, Row, recipe, recipe_fields
 from dit.errors import UserError
 from dit.store.study import load_study
 
-COV = 0.013
+COV = NOISE
 CONFIDENCE = 0.95
 CELL = ("block", "size", "patch_size")
 PARTS = ("image_size", "params", "batch_size", "step")
@@ -38,7 +39,6 @@ COLUMNS = (
 NOT_COMPARABLE, NOT_SIGNIFICANT, BETTER, WORSE, NO_BAND = (
     *("not comparable", "not significant", "better", "worse", "no band"),
 )
-_HIGHER_IS_BETTER = ("inception_score", "precision", "recall")
 _DERIVED = ("metric", "extractor")
 """Parts of a protocol that follow from others."""
 
@@ -194,7 +194,7 @@ class _Pairs:
         assumed = f"{100 * self._noise.cov:g} % assumed"
         verdict = NOT_SIGNIFICANT
         if abs(delta) > band:
-            verdict = BETTER if (delta > 0) == (metric in _HIGHER_IS_BETTER) else WORSE
+            verdict = BETTER if (delta > 0) == is_better_higher(metric) else WORSE
         return {
             **row,
             "band_percent": 100 * band / against if against else None,
@@ -212,7 +212,8 @@ def standard_error(
     """
     if count > 1 and deviation is not None:
         return deviation / math.sqrt(count), count - 1
-    if metric == "fid" or metric.startswith("fd_"):
+    found = of_column(metric)
+    if found is not None and found.noise is not None:
         return noise.cov * abs(mean), math.inf
     return None
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from analysis.fits.diagnostics import MAX_DECADES
-from analysis.fits.fit import LawFit, NotIdentified, Prediction, fit_law
+from analysis.fits.fit import LOSS, LawFit, NotIdentified, Prediction, fit_law
 from analysis.fits.laws import FORMS
 from analysis.fits.observations import VARIABLES, Observations, observe
 from analysis.fits.record import Interval, Note, Parameter, Record
-from analysis.fits.validation import Validation, validate
+from analysis.fits.validation import Validation, cell_name, validate
 from analysis.provenance import figure_rows, rows_digest
 from analysis.results import StudyResults
 from analysis.tables import plain
@@ -139,7 +139,7 @@ def freeze(
     *,
     retrospective: bool = False,
     form: str | None = None,
-    loss: str = "huber",
+    loss: str = LOSS,
     force: bool = False,
 ) -> Forecast:
     """Forecast the cells that `target` names, from the study's scores without theirs.
@@ -154,12 +154,13 @@ def freeze(
     """
     observations = observe(study)
     cells = select(planned_targets(study, observations), target)
-    everything = observations
+    everything, siblings = observations, ""
     if not retrospective:
         _refuse_scored(observations, [(one, step) for one in cells for step in one.steps], every=True)
     else:
         known = np.any([of_cell(observations, one.cell) for one in cells], axis=0)
         observations = observations.at(~known)
+        siblings = _siblings(observations, cells)
     laws, found, used, reasons = [], [], np.zeros(len(observations), dtype=bool), []
     for block in dict.fromkeys(one.cell[0] for one in cells):
         mine = (observations.rows["block"] == block).to_numpy()
@@ -172,7 +173,7 @@ def freeze(
             continue
         used |= mine
         laws.append(law)
-        found += [_forecast_cell(one, fit, law, force) for one in ours]
+        found += [_forecast_cell(one, fit, law, force, siblings) for one in ours]
     if not laws:
         raise reasons[0]
     if not retrospective:
@@ -198,6 +199,17 @@ def freeze(
         inputs_sha256=rows_digest(inputs),
     )
     return replace(made, sha256=content_hash(made.to_json()))
+
+
+def _siblings(observations: Observations, cells: list[Target]) -> str:
+    """Said where other cells of a forecast size, whose scores are known, enter its fit and its choice of form."""
+    sizes, rows = {one.cell[:2] for one in cells}, observations.rows
+    kept = [pair in sizes for pair in zip(rows["block"], rows["size"])]
+    names = list(dict.fromkeys(cell_name(row) for row in rows[kept].itertuples()))
+    if not names:
+        return ""
+    whole = ", ".join(dict.fromkeys(str(size) for _, size in sorted(sizes)))
+    return f"knows {', '.join(names)}, which --for {whole} would leave out of the fit and of the choice of form"
 
 
 def content_hash(value: dict[str, Any]) -> str:
@@ -258,12 +270,12 @@ def _law(observations: Observations, block: str, form: str | None, loss: str) ->
         errors.rms_error,
         errors.max_error,
         validation,
-        fit.notes,
+        fit.notes if observations.young is None else (*fit.notes, Note("young", observations.young)),
     )
     return fit, law
 
 
-def _forecast_cell(target: Target, fit: LawFit, law: ForecastLaw, force: bool) -> CellForecast:
+def _forecast_cell(target: Target, fit: LawFit, law: ForecastLaw, force: bool, beside: str = "") -> CellForecast:
     """One cell's forecast, or the reason that there is none."""
     step, said = target.steps[-1], []
     common, at_common = int(fit.estimate.data.rows["step"].iloc[0]), FORMS[law.form].steps == "common"
@@ -283,6 +295,7 @@ def _forecast_cell(target: Target, fit: LawFit, law: ForecastLaw, force: bool) -
         said.append(f"extrapolated {beyond:.2f} decades past the data")
     if law.rms_error is None:
         said.append("the form has no forward validation")
+    said += [beside] if beside else []
     return _record(target, step, one, beyond, "; ".join(said))
 
 
@@ -315,8 +328,13 @@ def score_all(study: StudyResults, folder: Path) -> list[ScoredForecast]:
 
 def _score_file(study: StudyResults, path: Path) -> ScoredForecast:
     value = read_json(path)
-    if not isinstance(value, dict) or not {"cells", "inputs", "sha256", "laws"} <= value.keys():
-        raise UserError(f"{path} is not a forecast: move it out of the folder")
+    try:
+        return _scored(study, path, value)
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise UserError(f"{path} is not a forecast of this version ({error!r:.80}): move it out of the folder") from error
+
+
+def _scored(study: StudyResults, path: Path, value: dict[str, Any]) -> ScoredForecast:
     trouble = _trouble(study, path, value)
     cells, pending = [], []
     promised = {law["block"]: law["median_error"] for law in value["laws"]}

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from analysis.frames import Frame
+from dit.design.metrics import column, label_of
 from dit.errors import UserError
 
 Protocol = dict[str, Any]
@@ -19,26 +20,28 @@ TRAINING_LOSS = "training_loss"
 
 
 def metric(protocol: Protocol) -> str:
-    """Column of the protocol's score: `fid` only for Inception features."""
-    if protocol["features"] == TRAINING_LOSS:
-        return TRAINING_LOSS
-    return "fid" if protocol["features"] == "inception" else f"fd_{protocol['features']}"
+    """Column of the protocol's main score, the Fréchet distance: `fid` only for Inception features."""
+    return TRAINING_LOSS if protocol["features"] == TRAINING_LOSS else column("fid", protocol["features"])
 
 
 def metric_label(protocol: Protocol) -> str:
     """The truthful axis label of the protocol's score: "FID-50K" only for Inception features."""
     if protocol["features"] == TRAINING_LOSS:
         return f"training loss (mean of {protocol['window_steps']:,} steps)"
-    samples = protocol["num_samples"]
-    if protocol["features"] == "inception":
-        return f"FID-{samples // 1000}K" if samples % 1000 == 0 else f"FID ({samples:,} samples)"
-    return f"FD ({protocol['features']} features, {samples:,} samples)"
+    samples, label = protocol["num_samples"], label_of(metric(protocol))
+    if metric(protocol) == "fid" and samples % 1000 == 0:
+        return f"{label}-{samples // 1000}K"
+    return (
+        f"{label.removesuffix(')')}, {samples:,} samples)" if label.endswith(")") else f"{label} ({samples:,} samples)"
+    )
 
 
 def describe(protocol: Protocol) -> str:
     """The protocol in a few words, for the foot of a figure."""
     if protocol["features"] == TRAINING_LOSS:
         return f"mean over {protocol['window_steps']:,} steps"
+    if protocol["features"] == "table":
+        return "as the table has it"
     words = [f"{protocol['num_samples']:,} samples"]
     if protocol.get("sampling_steps") is not None:
         words.append(f"{str(protocol.get('sampler')).upper()} {protocol['sampling_steps']} steps")

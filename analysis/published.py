@@ -14,6 +14,7 @@ from typing import Any
 from analysis.comparable import MAIN_BLOCK
 from dit.design.config import digest
 from dit.design.flops import BACKWARD_FACTOR
+from dit.design.metrics import ADM as METRICS
 from dit.design.rows import Row
 
 PAPER = "arXiv:2212.09748"
@@ -25,7 +26,6 @@ REFERENCES = {
 """What the ADM suite calls the files with the statistics that the paper scores against."""
 BATCH_SIZE = 256
 SAMPLING_STEPS = 250
-METRICS = ("fid", "sfid", "inception_score", "precision", "recall")
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,7 @@ def _row(cell: Cell, step: int, scores: _Scores, protocol: dict[str, Any], where
         "images_seen": step * BATCH_SIZE,
         "train_gflops": cell.gflops * BATCH_SIZE * step * BACKWARD_FACTOR,
         "sampling_steps": protocol["sampling_steps"],
+        "nfe": protocol["sampling_steps"],
         "sampling_gflops": cell.gflops * protocol["sampling_steps"] * (2 if guided else 1),
         "cfg_scale": protocol["cfg_scale"],
         "num_samples": protocol["num_samples"],

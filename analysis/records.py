@@ -19,17 +19,28 @@ from analysis.cache import collected
 from analysis.frames import COUNTS, Frame, frame
 from analysis.protocols import metric
 from dit.design.config import RunConfig
-from dit.design.rows import CELL_COLUMNS, END_COLUMNS, VARIANT, Row, cell_row, recipe, step_columns, variants
+from dit.design.metrics import describe
+from dit.design.rows import (
+    CELL_COLUMNS,
+    END_COLUMNS,
+    VARIANT,
+    Row,
+    cell_row,
+    recipe,
+    recorded_row,
+    step_columns,
+    variants,
+)
 from dit.errors import UserError
-from dit.store.files import NO_DIGEST, read_vouched, require_fields
-from dit.store.study import FAILED, RunStore, know_parts, load_study
+from dit.store.files import NO_DIGEST
+from dit.store.study import FAILED, RunStore, know_parts, load_study, vouched_evaluation
 
 HASH, RECIPE, STEPS, GROWTH = "hash", "recipe", "steps", "growth"
 """Columns of `cells` besides those of the results table: identity hash, hash of the identity less its seed, steps asked for, and depth
 times width squared of the model; and `variant`, empty where the study has none."""
-PROTOCOL, FLOOR, SAMPLES, VOUCHED = "protocol_json", "floor", "samples", "vouched"
-"""Columns of `scores` besides those of the results table: protocol as JSON text, floor, name of the file of first samples, and whether
-the row's file has a digest."""
+PROTOCOL, FLOOR, SAMPLES, VOUCHED, OWN = "protocol_json", "floor", "samples", "vouched", "own_metrics"
+"""Columns of `scores` besides those of the results table: protocol as JSON text, floor, name of the file of first samples, whether the
+row's file has a digest, and as JSON text what readers have to know of metrics of the user's own."""
 DAMAGED = "damaged"
 """The status of a row in the place of a file that cannot be read; its reason names the file."""
 LOSS_CELL = ("run", "study", "block", "size", "patch_size", "seed")
@@ -52,7 +63,7 @@ def cells(folder: Path) -> Frame:
                 HASH: run.hash,
                 RECIPE: recipe(run),
                 STEPS: run.steps,
-                GROWTH: run.model.depth * run.model.hidden_size**2,
+                GROWTH: run.model.growth,
             }
             for run in study.runs
         ]
@@ -75,8 +86,8 @@ def scores(folder: Path, runs: list[str]) -> Frame:
         rows: list[Row] = []
         for path in sorted((store.path / "evals").glob("*.json")):
             try:
-                value, vouched = read_vouched(path)
-                require_fields(value, path, row=dict, protocol=dict)
+                value, vouched = vouched_evaluation(path)
+                value["row"] = recorded_row(run, study, value)
                 if trouble := _trouble(value, cell_row(run, study)):
                     raise UserError(f"{path} is no evaluation of {name}: {trouble}; delete it to score again")
             except (OSError, UserError) as error:
@@ -86,10 +97,12 @@ def scores(folder: Path, runs: list[str]) -> Frame:
             beside = {
                 PROTOCOL: json.dumps(value["protocol"]),
                 FLOOR: value.get("floor"),
+                OWN: json.dumps(value["own_metrics"]) if "own_metrics" in value else None,
                 SAMPLES: images.name if images.is_file() else None,
                 VOUCHED: int(vouched),
             }
-            rows.append({**value["row"], **beside})
+            calls = value["row"].get("sampling_steps")  # before there was `nfe`, samplers called the model once a step
+            rows.append({"nfe": calls, **value["row"], **beside})
         try:
             status = store.status()
         except (OSError, UserError) as error:
@@ -100,8 +113,12 @@ def scores(folder: Path, runs: list[str]) -> Frame:
         return rows
 
     table, _ = collected(folder, "scores", runs, files, read)
-    gaps = [name for name in ("protocol", PROTOCOL, FLOOR, SAMPLES, VOUCHED) if name not in table.columns]
-    return table.assign(**dict.fromkeys(gaps))
+    gaps = [name for name in ("protocol", PROTOCOL, FLOOR, SAMPLES, VOUCHED, OWN) if name not in table.columns]
+    table = table.assign(**dict.fromkeys(gaps))
+    for text in table[OWN].dropna().unique():
+        for facts in json.loads(text):
+            describe(facts)
+    return table.drop(columns=OWN)
 
 
 _TEXTS = (*(name for name in CELL_COLUMNS if name in ("run", "study", "block", "size")), *END_COLUMNS)

@@ -21,6 +21,7 @@ from analysis.frames import Frame, frame
 from analysis.protocols import Protocol
 from analysis.seeds import over_seeds
 from dit.design import rows as columns_of
+from dit.design.metrics import in_order
 from dit.design.query import filter_rows
 from dit.design.rows import VARIANT, Row
 from dit.errors import UserError
@@ -39,6 +40,7 @@ class StudyResults:
     holds the identity hash of each run, `recipes` that of its identity less the seed, which runs of one cell share; `samples` the file
     of first samples by (run, step, protocol). `sizes` and `patches` are those of the whole study, in order of growth, whatever `table`
     was filtered to. `waiting` has the runs without a row yet, under the same columns, and is filtered with it; `filters` says how.
+    `with_young_averages`: laws use scores of averages that still hold the first weights (`analysis.averages`).
     """
 
     name: str
@@ -53,6 +55,7 @@ class StudyResults:
     folder: Path | None = None
     waiting: Frame = field(default_factory=lambda: frame([], ["run"]))
     filters: tuple[str, ...] = ()
+    with_young_averages: bool = False
 
     @property
     def runs(self) -> set[str]:
@@ -174,7 +177,7 @@ def losses(source: str | Path) -> Frame:
 
 def _table(table: Frame) -> Frame:
     """Rows under the results table's columns, in their order."""
-    metrics = [name for name in table.columns if name not in _FIXED]
+    metrics = in_order(name for name in table.columns if name not in _FIXED)
     table = table.reindex(columns=columns_of.columns(metrics, VARIANT in table)).infer_objects()
     return table.astype({name: "float64" for name in metrics})
 

@@ -15,7 +15,7 @@ import matplotlib
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.lines import Line2D
 
-from dit.design.blocks import BLOCKS, Block
+from dit.design.blocks import BLOCKS, Block, block_label
 from dit.design.parts import latest, names
 
 Dash = Literal["-", "--", "-.", ":"] | tuple[float, Sequence[float]]
@@ -156,12 +156,13 @@ class Looks:
     def patch(self, patch_size: int) -> Look:
         """A patch size of any size."""
         marker, dash = self._patch(patch_size)
-        return Look(f"patch {patch_size}", MUTED, marker, dash)
+        return Look(f"patch {patch_size}" if patch_size else "U-Net", MUTED, marker, dash)
 
     def cell(self, size: str, patch_size: int) -> Look:
         """A size with a patch size: the size's colour, the patch's marker and dash."""
         marker, dash = self._patch(patch_size)
-        return Look(f"{size}/{patch_size}", self.size(size).colour, marker, dash)
+        label = f"{size}/{patch_size}" if patch_size else size  # a U-Net has no patches
+        return Look(label, self.size(size).colour, marker, dash)
 
     def block(self, block: str) -> Look:
         """A block."""
@@ -169,7 +170,7 @@ class Looks:
         own = [name for name in names(Block) if name not in BLOCKS]
         spare = _SPARE_COLOURS[own.index(block) % len(_SPARE_COLOURS)] if block in own else MUTED
         if part is None:
-            return Look(block, spare)
+            return Look(block_label(block), spare, "D")
         dash = part.dash if isinstance(part.dash, str) else (part.dash[0], part.dash[1:])
         return Look(part.label, part.colour or spare, part.marker, dash)
 

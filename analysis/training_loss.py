@@ -20,7 +20,7 @@ from dit.errors import UserError
 WINDOW = 0.1
 """Share of the study's last scored step over which losses are averaged, up to each scored step."""
 
-_OF_SAMPLES = ("sampling_steps", "sampling_gflops", "cfg_scale", "num_samples")
+_OF_SAMPLES = ("sampling_steps", "nfe", "sampling_gflops", "cfg_scale", "num_samples")
 
 
 def as_scores(study: StudyResults) -> StudyResults:

@@ -26,9 +26,10 @@ from dit.design.config import (
     from_json,
     model_config,
 )
+from dit.design.metrics import ADM as SCORES
+from dit.design.metrics import of_column
 from dit.errors import UserError
 
-SCORES = ("fid", "sfid", "inception_score", "precision", "recall")
 LOGGED = ("loss", "mse", "vb", "grad_norm", "images_per_s")
 PROTOCOL = ("num_samples", "sampler", "sampling_steps", "cfg_scale", "ema", "decoder", "reference", "sample_seed")
 COUNTS = ("params", "gflops")
@@ -126,7 +127,7 @@ class Fields:
 
     def is_metric(self, name: str) -> bool:
         """Whether a mapped name is one of a run's logged columns that has no name of its own here."""
-        return name not in (*CELL, *COUNTS, *PROTOCOL, *SCORES, "step") and not name.startswith("fd_")
+        return name not in (*CELL, *COUNTS, *PROTOCOL, *SCORES, "step") and of_column(name) is None
 
 
 def is_own(config: Mapping[str, Any]) -> bool:

@@ -22,7 +22,6 @@ from typing import Any
 from analysis.wandb_fields import (
     LOGGED,
     PROTOCOL,
-    SCORES,
     Fields,
     how_to_tell,
     lacking,
@@ -37,6 +36,8 @@ from analysis.wandb_fields import (
 from analysis.wandb_sources import FINISHED, LoggedRun, flat
 from dit.design.config import Evaluation, RunConfig, digest
 from dit.design.flops import sampling_gflops
+from dit.design.metrics import ADM as SCORES
+from dit.design.metrics import column, of_column
 from dit.design.rows import Row, cell_row, step_columns
 from dit.errors import UserError
 from dit.store.files import whole
@@ -89,9 +90,9 @@ def _check_told(logged: Sequence[LoggedRun], fields: Fields) -> None:
     columns = list(dict.fromkeys(name for run in logged for name in run.columns()))
     settings = list(dict.fromkeys(name for run in logged for name in flat(run.config)))
     there = f"columns: {', '.join(columns) or 'none'}; configuration: {', '.join(settings) or 'none'}"
-    for name, column in fields.named.items():
-        if column not in columns and column not in settings:
-            raise UserError(f"--map {name}={column}: no run has it; {there}")
+    for name, there_as in fields.named.items():
+        if there_as not in columns and there_as not in settings:
+            raise UserError(f"--map {name}={there_as}: no run has it; {there}")
     told = {
         name
         for run in logged
@@ -120,8 +121,8 @@ def _check_told(logged: Sequence[LoggedRun], fields: Fields) -> None:
 
 def _measured(row: Mapping[str, Any], fields: Fields) -> list[str]:
     """Fields of a history row that may hold a loss or a score."""
-    own = [name for name in row if name.startswith("fd_")]
-    mapped = [name for name in fields.named if fields.is_metric(name) or name.startswith("fd_")]
+    own = [name for name in row if of_column(name)]
+    mapped = [name for name in fields.named if fields.is_metric(name) or of_column(name)]
     return list(dict.fromkeys([*LOGGED, *SCORES, *own, *mapped]))
 
 
@@ -195,13 +196,17 @@ def _write_scores(
     before: Counter[tuple[int, str]],
     counts: Row,
 ) -> None:
-    """The evaluation files of one history row: its FID with the scores beside it, and each other Fréchet distance.
+    """The evaluation files of one history row, one for the metrics of each features: FID with the scores beside it, and others likewise.
 
     Args:
         before: how many scores of that name and step came before; counted up here.
         counts: parameters and Gflops that the run logged.
     """
-    families = {"fid": SCORES, **{name: (name,) for name in (*row, *fields.named) if name.startswith("fd_")}}
+    families: dict[str, list[str]] = {"fid": list(SCORES)}
+    for name in dict.fromkeys((*row, *fields.named)):
+        if (found := of_column(name)) and name not in SCORES:
+            features = name.removeprefix(found.column_stem).removeprefix("_") if name != found.name else ""
+            families.setdefault(column("fid", features), []).append(name)
     for metric, names in families.items():
         scores = {name: number(fields.of(name, row)) for name in names}
         scores = {name: value for name, value in scores.items() if value is not None}
@@ -217,6 +222,7 @@ def _write_scores(
             **counts,
             **_progress(store.run, step, counts),
             "sampling_steps": steps,
+            "nfe": steps,
             "sampling_gflops": sampling_gflops(store.run.model, steps, 1.0 if cfg_scale is None else cfg_scale)
             if steps
             else None,

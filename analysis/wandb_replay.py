@@ -20,7 +20,7 @@ from dit.design.rows import Row
 from dit.errors import UserError
 from dit.store.study import FAILED, RunStore, load_study
 
-SCORE_PARTS = ("sampling_steps", "sampling_gflops", "cfg_scale", "num_samples", "protocol")
+SCORE_PARTS = ("sampling_steps", "nfe", "sampling_gflops", "cfg_scale", "num_samples", "protocol")
 """What is logged with each score besides its step and training compute."""
 
 

@@ -7,6 +7,7 @@ from dit.design.config import (
     DiffusionConfig,
     Evaluation,
     Guard,
+    Model,
     ModelConfig,
     OptimConfig,
     RunArguments,
@@ -15,6 +16,13 @@ from dit.design.config import (
     model_config,
 )
 from dit.design.data import DATASETS, Data, DataConfig
+from dit.design.features import Features
+from dit.design.guidance import WeakModel, autoguided_by
+from dit.design.metrics import Metric
+from dit.design.objectives import Objective, ObjectiveConfig
+from dit.design.samplers import Sampler
+from dit.design.unet import UNetConfig
+from dit.design.unet_models import unet_config
 
 __all__ = [
     "BLOCKS",
@@ -27,12 +35,22 @@ __all__ = [
     "DataConfig",
     "DiffusionConfig",
     "Evaluation",
+    "Features",
     "Guard",
+    "Metric",
+    "Model",
     "ModelConfig",
+    "Objective",
+    "ObjectiveConfig",
     "OptimConfig",
     "RunArguments",
     "RunConfig",
+    "Sampler",
     "Size",
+    "UNetConfig",
+    "WeakModel",
     "attention_and_mlp",
+    "autoguided_by",
     "model_config",
+    "unet_config",
 ]

@@ -19,14 +19,17 @@ PATCH_SIZES = (4, 2, 1)
 STEPS = 3_000
 SCORED_STEPS = (1_000, 2_000, 3_000)
 SAMPLING_STEPS = (5, 10, 50)
+METRICS = ("fid", "sfid", "is", "precision", "recall", "kid")
 OPTIM = OptimConfig(learning_rate=3e-3, b2=0.99, ema_decay=0.99)
 
 
 def evaluations(block: str, size: str) -> tuple[Evaluation, ...]:
     """Scores along training for every cell; for adaLN-Zero's S and XL also along the number of sampling steps."""
-    scores = [Evaluation(step, "digits", num_samples=512, sampling_steps=25) for step in SCORED_STEPS]
+    scores = [Evaluation(step, "digits", num_samples=512, sampling_steps=25, metrics=METRICS) for step in SCORED_STEPS]
     if block == "adaln_zero" and size in ("S", "XL"):
-        scores += [Evaluation(STEPS, "digits", num_samples=512, sampling_steps=n) for n in SAMPLING_STEPS]
+        scores += [
+            Evaluation(STEPS, "digits", num_samples=512, sampling_steps=n, metrics=METRICS) for n in SAMPLING_STEPS
+        ]
     return tuple(scores)
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dit.design import flops
-from dit.design.config import ModelConfig, RunConfig
+from dit.design.config import RunConfig, model_from_json
 from dit.design.rows import Row, planned_row, variants
 from dit.design.topology import MeshShape, parse_mesh
 from dit.errors import UserError
@@ -27,7 +27,7 @@ from sweeps import compiled
 from sweeps.hardware import Band, Hardware
 from sweeps.memory import Need, estimate, step_bytes
 from sweeps.prices import Price
-from sweeps.probes import SAME_TIME, Key, Probe, key_of
+from sweeps.probes import Key, Probe, key_of
 
 STATE_TRAFFIC = 40
 """Bytes moved per parameter and step: four float32 arrays read and written, the gradient written and read."""
@@ -196,7 +196,7 @@ def _measured_rates(runs: tuple[RunConfig, ...], settings: Settings) -> list[flo
     rates = []
     for probe in settings.probes.values():
         if probe.precision in precisions:
-            model = ModelConfig(**{name: probe.model[name] for name in SAME_TIME})
+            model = model_from_json(probe.model)
             rates.append(2 * flops.BACKWARD_FACTOR * flops.macs(model) * probe.images_per_s.expected)
     return rates
 

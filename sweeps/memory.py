@@ -13,10 +13,11 @@ import functools
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from dit.design.config import ModelConfig, RunConfig, digest
+from dit.design.config import Model, RunConfig, digest
 from dit.design.memory_rules import KEPT_ON_CPU, USABLE, Policy, state_bytes
 from dit.design.parts import load
 from dit.design.topology import MeshShape
+from dit.design.unet import UNetConfig
 from dit.store.environment import cache_folder
 from dit.store.study import read_json, write_json
 from sweeps import compiled
@@ -51,6 +52,8 @@ def estimate(run: RunConfig, shape: MeshShape, remat: str, limit: int, on_cpu: b
         limit: bytes that a program may use of a device.
         on_cpu: whether "auto" keeps no more than a CPU should.
     """
+    if isinstance(run.model, UNetConfig) and shape.tensor > 1:
+        return Need(remat, None, "analytic", False, why_not=f"a U-Net is not split over tensor={shape.tensor}")
     if run.batch_size % shape.batch_shards:
         why = f"batch {run.batch_size} does not divide over {shape.batch_shards} devices"
         return Need(remat, None, "analytic", False, why_not=why)
@@ -78,7 +81,7 @@ def activation_bytes(run: RunConfig, remat: str, tensor: int = 1) -> int:
 
 
 @functools.lru_cache(maxsize=4096)
-def _traced(model: ModelConfig, precision: str, remat: str, tensor: int) -> int:
+def _traced(model: Model, precision: str, remat: str, tensor: int) -> int:
     """What training counts for itself, kept in the cache folder by all that it depends on: to trace anew takes a second, with JAX."""
     asked = [dataclasses.asdict(model), precision, remat, tensor, compiled.source(), compiled.versions()]
     path = cache_folder() / "kept" / f"{digest(asked, 32)}.json"

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dit.design.config import RunConfig, from_json
+from dit.design.config import Model, RunConfig, digest, from_json
+from dit.design.unet import UNetConfig
 from dit.errors import UserError
 from dit.store.files import read_json, write_json
 from dit.store.metrics import read_metrics
@@ -21,7 +22,9 @@ from sweeps.hardware import Band, Hardware, cores
 SAME_TIME = (
     "block", "patch_size", "depth", "hidden_size", "num_heads", "input_size", "in_channels", "mlp_ratio", "learn_sigma", "qk_norm",
 )  # fmt: skip
-"""Fields of a model that its speed depends on."""
+"""Fields of a DiT that its speed depends on."""
+NOT_TIME = ("num_classes", "class_dropout_prob", "size", "ladder")
+"""Fields of a U-Net that its speed does not depend on."""
 
 Key = tuple[Any, ...]
 
@@ -41,12 +44,19 @@ class Probe:
     @property
     def key(self) -> Key:
         """What a cell must have in common with it."""
-        return (*(self.model[name] for name in SAME_TIME), self.batch_size, self.precision)
+        return digest(self.model), self.batch_size, self.precision
+
+
+def timed(model: Model) -> dict[str, Any]:
+    """The fields of a model that its speed depends on."""
+    fields = dataclasses.asdict(model)
+    names = [name for name in fields if name not in NOT_TIME] if isinstance(model, UNetConfig) else SAME_TIME
+    return {name: fields[name] for name in names}
 
 
 def key_of(run: RunConfig) -> Key:
     """The key under which a cell's probe is found."""
-    return (*(getattr(run.model, name) for name in SAME_TIME), run.batch_size, run.precision)
+    return digest(timed(run.model)), run.batch_size, run.precision
 
 
 def load_probes(paths: list[Path], hardware: Hardware) -> dict[Key, Probe]:
@@ -112,8 +122,7 @@ def _of_run(folder: Path, hardware: Hardware) -> list[Probe]:
     run = from_json({k: v for k, v in identity.items() if k not in ("schema_version", "hash")} | {"steps": 1})
     share = cores() / (places[-1].get("cpus") or cores()) if hardware.name == "cpu" else 1.0
     rate = Band(*(value * share for value in _percentiles(rates)))
-    model = {name: getattr(run.model, name) for name in SAME_TIME}
-    return [Probe(hardware.name, model, run.batch_size, run.precision, rate, len(rates), folder.name)]
+    return [Probe(hardware.name, timed(run.model), run.batch_size, run.precision, rate, len(rates), folder.name)]
 
 
 def _percentiles(values: list[float]) -> tuple[float, float, float]:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dit.design.flops import scoring_gflops, train_gflops
+from dit.design.metrics import describe, in_order, is_better_higher
 from dit.design.rows import Row, planned_row, variants
 from dit.errors import plain
 from dit.store import lease
-from dit.store.study import DONE, FAILED, RunStore, read_record
+from dit.store.study import DONE, FAILED, RunStore, read_evaluation
 from sweeps.ledger import ENDED, HELD, Cell, Ledger, owner_name
 from sweeps.progress import fit, work
 
@@ -87,13 +88,19 @@ def _line(text: str) -> str:
 
 def _best_scores(record: RunStore) -> dict[str, float | None]:
     """The best score so far of each metric, under the first protocol that the cell declares for it."""
-    first = {e.metric: e.key for e in reversed(record.run.evaluations)}
-    best: dict[str, float | None] = {}
+    declared = record.run.evaluations
+    first = {e.column(metric): (metric, e.key) for e in reversed(declared) for metric in reversed(e.metrics)}
     present = record.evaluation_names()
-    for metric, key in sorted(first.items()):
-        paths = [record.evaluation_path(e) for e in record.run.evaluations if (e.metric, e.key) == (metric, key)]
-        found = (read_record(path, row=dict)["row"].get(metric) for path in paths if path.name in present)
-        best[metric] = min((score for score in found if isinstance(score, int | float)), default=None)
+    wanted = {record.evaluation_path(e): e.key for e in declared if e.key in {key for _, key in first.values()}}
+    held = {path: read_evaluation(path) for path in wanted if path.name in present}
+    scores = [(wanted[path], value.get("scores") or value.get("row", {})) for path, value in held.items()]
+    for facts in (facts for value in held.values() for facts in value.get("own_metrics", ())):
+        describe(facts)
+    best: dict[str, float | None] = {}
+    for column in in_order(first):
+        found = [row.get(column) for key, row in scores if key == first[column][1]]
+        numbers = [score for score in found if isinstance(score, int | float)]
+        best[column] = (max if is_better_higher(column) else min)(numbers, default=None)
     return best
 
 

@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 import experiments
 from dit.design import parts
 from dit.design.blocks import Block
-from dit.design.config import RunConfig
+from dit.design.config import ModelConfig, RunConfig
 from dit.design.data import Data
+from dit.design.features import check_scored
 from dit.design.rows import planned_row, variants
 from dit.design.sources import files_beside, is_users
 from dit.errors import UserError
@@ -53,6 +54,7 @@ def declared(name: str, check: bool = False) -> Study:
         _count(own, runs, check)
     first: dict[str, int] = {}
     for number, run in enumerate(runs):
+        check_scored(run)
         if run.hash in first:
             raise UserError(
                 f"study '{name}' has two equal cells, numbers {first[run.hash]} and {number} ({run.run}): "
@@ -97,10 +99,10 @@ def run_kept(folder: Path) -> None:
         if isinstance(part, Block) and part.count is None and (part.name, part.source) in counts:
             object.__setattr__(part, "count", counts[part.name, part.source])
     for run in study.runs:
-        for kind, name, source in (
-            (Block, run.model.block, run.model.block_source),
-            (Data, run.data.name, run.data.source),
-        ):
+        used: list[tuple[type[parts.Part], str, str]] = [(Data, run.data.name, run.data.source)]
+        if isinstance(run.model, ModelConfig):
+            used.append((Block, run.model.block, run.model.block_source))
+        for kind, name, source in used:
             if source and not any((type(one), one.name, one.source) == (kind, name, source) for one in now):
                 raise UserError(
                     f"{kind.word} '{name}' of {folder} is not what its study.py makes here: data or a file outside it has changed"
@@ -118,7 +120,8 @@ def _count(own: tuple[parts.Part, ...], runs: tuple[RunConfig, ...], check: bool
     for block in own:
         if not isinstance(block, Block):
             continue
-        models = list(dict.fromkeys(run.model for run in runs if run.model.block_source == block.source))
+        all_models = dict.fromkeys(run.model for run in runs)
+        models = [one for one in all_models if isinstance(one, ModelConfig) and one.block_source == block.source]
         if block.count is None:
             print(f"block '{block.name}' has no count of its own: counted from the traced model", file=sys.stderr)
             object.__setattr__(block, "count", parts.load("dit.model.traced:block_count"))

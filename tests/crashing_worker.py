@@ -95,7 +95,7 @@ def crash(where, when, number):
     else:
         os.replace, os.rename = around(os.replace), around(os.rename)
     if where == "drawn":
-        from dit.runs import kept_samples
+        from dit.score import kept_samples
 
         kept_samples.SAVE_EVERY_S = 0.0  # after every batch
 
@@ -209,7 +209,7 @@ def fake_execute(folder, study, run, arguments, report, lease):
 def _evaluate(record, study, run, step, state):
     for evaluation in record.missing_evaluations():
         if evaluation.step == step:
-            row = score_row(run, study, evaluation, 100 * _number(state), "p" * 12)
+            row = score_row(run, study, evaluation, {evaluation.metric: 100 * _number(state)}, "p" * 12)
             protocol = {"features": evaluation.features, "num_samples": evaluation.num_samples}
             value = {"schema_version": 1, "row": row, "protocol": protocol, "floor": 1.0}
             write_json(record.evaluation_path(evaluation), value, record.fence)

@@ -19,7 +19,7 @@ FLOOR = 1.25
 
 def protocol_of(evaluation: Evaluation) -> dict:
     """The protocol that an evaluation file keeps: the declared parts and what they resolved to."""
-    declared = {name: value for name, value in asdict(evaluation).items() if name != "step"}
+    declared = {name: value for name, value in asdict(evaluation).items() if name not in ("step", "metrics")}
     return {**declared, "extractor_sha256": "e" * 64, "reference_sha256": "f" * 64}
 
 
@@ -75,7 +75,7 @@ def write_run(folder: Path, study: str, run: RunConfig, failed: str | None = Non
         if evaluation.step > last:
             continue
         protocol = protocol_of(evaluation)
-        row = score_row(run, study, evaluation, score_of(run, evaluation), digest(protocol))
+        row = score_row(run, study, evaluation, {evaluation.metric: score_of(run, evaluation)}, digest(protocol))
         write_json(
             store.evaluation_path(evaluation), {"schema_version": 1, "row": row, "protocol": protocol, "floor": FLOOR}
         )

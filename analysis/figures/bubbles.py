@@ -28,7 +28,7 @@ from analysis.frames import Frame, frame
 from analysis.protocols import metric_label, require_one_protocol
 from analysis.results import StudyResults
 from analysis.style import COLUMN_WIDTH, TEXT_WIDTH, Looks, darker, page, stroke
-from dit.design.blocks import label_of
+from dit.design.blocks import block_label
 
 _LARGEST = 420.0  # area of the largest bubble, in square points
 _SMALLEST = 5.0
@@ -71,7 +71,7 @@ def bubbles(study: StudyResults) -> Drawing:
     _draw(panels[0], left)
     floor_line(panels[0], shown)
     score_axis(panels[0], shown, log=False)
-    title(panels[0], f"{label_of(block)} after {int(rows['step'].iloc[0]):,} steps")
+    title(panels[0], f"{block_label(block)} after {int(rows['step'].iloc[0]):,} steps")
     drawn = [left]
     extra, right = {}, ""
     if compare:

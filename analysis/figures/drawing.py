@@ -24,7 +24,7 @@ from analysis.frames import Frame
 from analysis.results import StudyResults
 from analysis.seeds import require_one_variant
 from analysis.style import FAINT, INK, MUTED, TEXT_WIDTH, Look, Looks, page, pt, stroke
-from dit.design.blocks import in_order, label_of
+from dit.design.blocks import block_label, in_order
 
 _FLOOR_DASH = (0, (2, 2))
 _FOOT_SIZE = 5.8
@@ -245,4 +245,4 @@ def title(axes: Axes, text: str) -> None:
 
 def block_title(axes: Axes, block: str) -> None:
     """A panel's title: the block's name."""
-    title(axes, label_of(block))
+    title(axes, block_label(block))

@@ -37,7 +37,7 @@ from analysis.fits.sampling import CellSampling, SamplingLaw, sampling_law
 from analysis.fits.validation import Fold, Validation, validate
 from analysis.results import StudyResults
 from analysis.style import COLUMN_WIDTH, FAINT, INK, MUTED, Look, Looks, darker, pt, stroke
-from dit.design.blocks import label_of
+from dit.design.blocks import block_label
 
 COMPUTE_LABEL = "Training compute (Gflops)"
 _COMPUTE_FORMS = ("power", "power+E")
@@ -74,16 +74,17 @@ def pareto(study: StudyResults) -> Drawing:
         if one.interval is not None:
             axes.vlines(one.train_gflops, one.interval.low, one.interval.high, color=look.colour, linewidth=stroke(0.9))
         _mark(axes, one.train_gflops, one.score, look)
-        name = f"{size}/{patch}" + ("" if block == main_block(observations) else f" {label_of(block)}")
+        name = f"{size}/{patch}" + ("" if block == main_block(observations) else f" {block_label(block)}")
         last = (block, size, patch) not in cells[place + 1 :]
         marks.append(Point(one.train_gflops, one.score, name if last else "", darker(look.colour)))
     score_axis(axes, shown, log=True)
     axes.set_xlabel(COMPUTE_LABEL)
     title(axes, "Frontier")
     said = "" if found.noise.relative_sd is None else f" Bars: 95 % intervals; {found.noise.source}."
+    block = block_label(main_block(observations))
     foot(
         figure,
-        f"Means over seeds. A cell is named where it is last on the frontier; block, unless named: {label_of(main_block(observations))}. "
+        f"Means over seeds. A cell is named where it is last on the frontier; block, unless named: {block}. "
         f"Grey: all cells.{said} {shown.foot}",
     )
     label_points(figure, [(axes, marks)], 5.5)
@@ -113,7 +114,7 @@ def isoflops(study: StudyResults) -> Drawing:
     exponents = ", ".join(f"patch {one.patch_size}: {_told(one.exponent)}" for one in known) or "not determined"
     foot(
         figure,
-        f"{label_of(block)}. Each line: one training compute (Gflops beside it). Diamonds: interior minima; {rejected} of "
+        f"{block_label(block)}. Each line: one training compute (Gflops beside it). Diamonds: interior minima; {rejected} of "
         f"{rejected + len(optima)} budgets have none: the best size is at an edge. N_opt ~ C^a: {exponents}. {shown.foot}",
     )
     rows = shown.rows[shown.rows["block"] == block]
@@ -189,7 +190,8 @@ def forecast(study: StudyResults) -> Drawing:
         law = fit_law(observations, _compute_form(validation))
     except NotIdentified as reason:
         raise Skipped(str(reason)) from reason
-    held_out = [] if validation.chosen is None else list(validation.of(validation.chosen).folds)
+    folds = [] if validation.chosen is None else list(validation.of(validation.chosen).folds)
+    held_out = [fold for fold in folds if not fold.begun] or folds
     looks = looks_of(study)
     figure, [panels] = new_figure(
         2.7,
@@ -205,7 +207,7 @@ def forecast(study: StudyResults) -> Drawing:
         errors = _errors(validation)
     foot(
         figure,
-        f"{label_of(block)}. Left: {law.equation}, {', '.join(_value(one) for one in law.parameters)}; dark band: of the law, "
+        f"{block_label(block)}. Left: {law.equation}, {', '.join(_value(one) for one in law.parameters)}; dark band: of the law, "
         f"light band: of one new run (95 %); dashed: beyond the data.{errors} {shown.foot}",
     )
     if named:
@@ -312,7 +314,8 @@ def sampling(study: StudyResults) -> Drawing:
         _gain_panel(panels[1], law, looks)
     told = f"{law.equation}: {_value(law.amplitude)}, {_value(law.exponent)}"
     floor = "Dotted: a cell's score with unlimited sampling steps; grey: 95 % band. "
-    foot(figure, f"{told}. {floor}{law.said + ' ' if law.said else ''}{shown.foot}")
+    notes = "".join(f"{note.text[0].upper()}{note.text[1:]}. " for note in law.notes)
+    foot(figure, f"{told}. {floor}{notes}{law.said + ' ' if law.said else ''}{shown.foot}")
     label_points(figure, [(panels[0], named)], 5.5)
     return Drawing(figure, shown.rows, shown.metric, {"sampling_law": law.to_json()})
 

@@ -13,7 +13,7 @@ from analysis.figures.drawing import Drawing, Skipped, foot, legend, looks_of, n
 from analysis.results import StudyResults, losses
 from analysis.seeds import require_one_variant
 from analysis.style import Look, stroke
-from dit.design.blocks import in_order, label_of
+from dit.design.blocks import block_label, in_order
 from dit.design.config import digest
 
 _WINDOW = 0.04  # of a curve's logged rows: the span of the running mean
@@ -46,7 +46,7 @@ def training_loss(study: StudyResults) -> Drawing:
                     one = curves[block, patch, size]
                     steps = one.index.get_level_values("step").to_numpy(dtype=float)
                     _loss_curve(axes, steps, one.to_numpy(), looks.size(size))
-            title(axes, f"{label_of(block)}, patch {patch}")
+            title(axes, f"{block_label(block)}, patch {patch}")
             step_axis(axes, float(rows["step"].max()), label=block == blocks[-1])
     _limits(panels[0][0], list(curves.values()))
     score_label(figure, "Training loss")

@@ -26,23 +26,14 @@ from analysis.figures.scaling import scaling_rows
 from analysis.frames import Frame
 from analysis.results import StudyResults
 from analysis.style import INK, Looks
-from dit.design.blocks import label_of
-
-_NAMES = {
-    "fid": "FID",
-    "sfid": "sFID",
-    "inception_score": "Inception Score",
-    "precision": "Precision",
-    "recall": "Recall",
-    "kid": "KID",
-}
-_BETTER = {"inception_score": "↑", "precision": "↑", "recall": "↑"}
+from dit.design.blocks import block_label
+from dit.design.metrics import in_order, is_better_higher, label_of
 
 
 def metrics_on_record(rows: Frame, study: StudyResults, metric: str) -> list[str]:
     """The study's metrics of which the rows hold at least three, the main one first."""
     held = [name for name in study.metrics if rows[name].notna().sum() >= 3]
-    return sorted(held, key=lambda name: (name != metric, [*_NAMES, name].index(name)))
+    return sorted(in_order(held), key=lambda name: name != metric)
 
 
 def metrics(study: StudyResults) -> Drawing:
@@ -59,7 +50,7 @@ def metrics(study: StudyResults) -> Drawing:
     for metric, (left, right) in zip(held, panels):
         drawn = _over_compute(left, rows, metric, looks)
         found[metric] = _over_gflops(right, last, metric, looks)
-        left.set_ylabel(fitted(left, f"{name_of(metric, shown)} {_BETTER.get(metric, '↓')}"))
+        left.set_ylabel(fitted(left, f"{name_of(metric, shown)} {'↑' if is_better_higher(metric) else '↓'}"))
         bottom = metric == held[-1]
         left.set_xlabel("Training compute (Gflops)" if bottom else "")
         right.set_xlabel(GFLOPS_LABEL if bottom else "")
@@ -74,14 +65,14 @@ def metrics(study: StudyResults) -> Drawing:
     sizes = [looks.size(size) for size in looks.sizes if size in set(rows["size"])]
     patches = [looks.patch(patch) for patch in looks.patches if patch in set(rows["patch_size"])]
     legend(figure, [*sizes, *patches], seeds="" if drawn is None else spread(drawn))
-    foot(figure, f"{label_of(block)}. ↓ lower is better, ↑ higher is better. {shown.foot}")
+    foot(figure, f"{block_label(block)}. ↓ lower is better, ↑ higher is better. {shown.foot}")
     others = rows[["run", "step", "protocol", *held]].astype(object).where(lambda table: table.notna(), None)
     return Drawing(figure, rows, shown.metric, {"log_correlation": found, "metrics": others.to_dict("records")})
 
 
 def name_of(metric: str, shown: Scores) -> str:
     """A metric's name on an axis."""
-    return shown.label if metric == shown.metric else _NAMES.get(metric, metric)
+    return shown.label if metric == shown.metric else label_of(metric)
 
 
 def _over_compute(axes: Axes, rows: Frame, metric: str, looks: Looks) -> Frame:

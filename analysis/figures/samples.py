@@ -18,7 +18,7 @@ from analysis.frames import Frame
 from analysis.results import StudyResults
 from analysis.seeds import require_one_variant
 from analysis.style import FAINT, MUTED
-from dit.design.blocks import in_order, label_of
+from dit.design.blocks import block_label, in_order
 from dit.errors import UserError
 
 _SMALL = 64  # pixels: below, a cell shows ten images, else four
@@ -71,7 +71,7 @@ def sizes_by_patches_sheet(study: StudyResults) -> Sheet:
     patches = [patch for patch in study.patches if patch in set(rows["patch_size"])]
     keyed = {(row["size"], row["patch_size"]): row for _, row in rows.iloc[::-1].iterrows()}
     grid = [[keyed.get((size, patch)) for patch in patches] for size in sizes]
-    return _sheet(study, shown, grid, sizes, [f"Patch size {patch}" for patch in patches], label_of(block))
+    return _sheet(study, shown, grid, sizes, [f"Patch size {patch}" for patch in patches], block_label(block))
 
 
 def blocks_by_sizes_sheet(study: StudyResults) -> Sheet:
@@ -92,7 +92,7 @@ def blocks_by_sizes_sheet(study: StudyResults) -> Sheet:
     sizes = [size for size in study.sizes if size in set(rows["size"])]
     keyed = {(row["block"], row["size"]): row for _, row in rows.iloc[::-1].iterrows()}
     grid = [[keyed.get((block, size)) for size in sizes] for block in blocks]
-    names, heads = [label_of(block) for block in blocks], [f"Size {size}" for size in sizes]
+    names, heads = [block_label(block) for block in blocks], [f"Size {size}" for size in sizes]
     return _sheet(study, shown, grid, names, heads, f"Patch size {patch}")
 
 
@@ -110,8 +110,11 @@ def _sampled(study: StudyResults) -> Scores:
 
 
 def _images(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    with np.load(path) as file:
-        return file["images"], file["labels"]
+    found = read_arrays(path, ("images", "labels"))
+    images, labels = (found.get(name, np.empty(0)) for name in ("images", "labels"))
+    if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+        raise UserError(f"{path} holds no samples with their labels: delete it, or restore it from a copy")
+    return images, labels
 
 
 def _sheet(

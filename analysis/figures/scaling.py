@@ -29,7 +29,7 @@ from analysis.figures.drawing import (
 from analysis.frames import Frame
 from analysis.results import StudyResults
 from analysis.style import FAINT, Look, pt, stroke
-from dit.design.blocks import label_of
+from dit.design.blocks import block_label
 
 
 def scaling_rows(shown: Scores) -> tuple[str, Frame]:
@@ -83,7 +83,7 @@ def scaling(study: StudyResults) -> Drawing:
     size_looks, patch_looks = [looks.size(size) for size in sizes], [looks.patch(patch) for patch in patches]
     legend(figure, [*size_looks, *patch_looks], floor=shown.shows_floor, seeds=spread(points))
     steps = f" After {int(rows['step'].iloc[0]):,} steps." if one_step else ""
-    foot(figure, f"{label_of(block)}.{steps} {shown.foot}")
+    foot(figure, f"{block_label(block)}.{steps} {shown.foot}")
     return Drawing(figure, rows, shown.metric)
 
 

@@ -9,7 +9,7 @@ To plot: `BlockMultiplier.multiplier` as a dot with `interval`; 1 is the referen
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ from analysis.fits.noise import Noise, noise_of
 from analysis.fits.observations import Observations
 from analysis.fits.record import LEVEL, Interval, Note, Parameter, Record, interval
 from analysis.fits.refine import Problem, minimise
+from analysis.fits.steps import StepFactor, step_factors
 from analysis.fits.validation import cell_means
 
 EQUATION = "L = E + A (C / m)^-a, one m for each block"
@@ -56,6 +57,7 @@ class BlockComparison(Record):
     equation: str
     exponent: Parameter
     multipliers: tuple[BlockMultiplier, ...]
+    steps: tuple[StepFactor, ...]
     notes: tuple[Note, ...]
 
 
@@ -85,6 +87,7 @@ def compare_blocks(observations: Observations, replicates: int = REPLICATES) -> 
     if together:
         rows = data.at(place.isin(common).to_numpy() & np.isin(data.labels("block"), [reference, *together]))
         exponent, equation, points, found, notes = _joint(rows, [reference, *together], noise, replicates)
+    lacking = _lack_of_fit(rows, [reference, *together], noise, points, found) if together else None
     multipliers = []
     for block in shared:
         if shared[block]:
@@ -92,10 +95,35 @@ def compare_blocks(observations: Observations, replicates: int = REPLICATES) -> 
             logs = _log_ratios(data, place, block, reference, ours)
             if block not in together:
                 points[block], found[block] = _from_few(logs, law, noise)
-            multipliers.append(_multiplier(block, points[block], found[block], logs, noise, data, block in together))
-    return BlockComparison(
-        reference, equation, exponent, tuple(multipliers), (*notes, *_exponents_differ(law, multipliers))
-    )
+            one = _multiplier(block, points[block], found[block], logs, noise, data, block in together)
+            gated = lacking is not None and block in together
+            multipliers.append(replace(one, multiplier=None, interval=None, said=lacking) if gated else one)
+    steps: tuple[StepFactor, ...] = ()
+    try:
+        steps = step_factors(observations, reference)
+    except NotIdentified as reason:
+        notes.append(Note("one_step", str(reason)))
+    notes += _exponents_differ(law, multipliers)
+    return BlockComparison(reference, equation, exponent, tuple(multipliers), steps, tuple(notes))
+
+
+def _lack_of_fit(
+    data: Observations, blocks: list[str], noise: Noise, points: dict[str, float], found: dict[str, np.ndarray]
+) -> str | None:
+    """Why no multiplier is to be had: without one size or patch size the law that the blocks share gives another."""
+    for column in ("patch_size", "size"):
+        for level in sorted(set(data.rows[column])):
+            rest = data.at((data.rows[column] != level).to_numpy())
+            if len(set(zip(rest.labels("size"), rest.labels("patch_size")))) <= _LEAST_CELLS:
+                continue
+            for block, value in _joint(rest, blocks, noise, 2)[2].items():
+                between = interval(found[block])
+                if between is not None and value not in between:
+                    return (
+                        f"lack of fit: without {column.replace('_', ' ')} {level} the multiplier of {block} is {value:.3g}, "
+                        f"with it {points[block]:.3g} ({between})"
+                    )
+    return None
 
 
 def _together(shared: dict[str, set], reference: set) -> tuple[list[str], set]:
@@ -130,7 +158,7 @@ def _joint(
     natural = form.natural(best[None], center, scale)[0]
     first = form.size
     between = interval(spread[:, first - 1])
-    loose = between.high > LOOSE_EXPONENT
+    loose = between is not None and between.high > LOOSE_EXPONENT
     said = f"hardly identified: the interval of a reaches its bound {MAX_EXPONENT:g}" if loose else None
     exponent = Parameter("a", float(natural[first - 1]), between, said, "exponent of C, shared")
     notes = [Note("at_bound", f"the exponent that the blocks share is {said}")] if said else []

@@ -1,9 +1,10 @@
-"""Wild cluster bootstrap: residuals of a whole cell change sign together, and the law is fitted again.
+"""Cluster bootstrap: fitted scores and random residuals like the fit's own are fitted again.
 
 The clusters are cells (block, size, patch, image size): the points of one training curve, and the seeds of one cell, share what the
-law misses there, so they are not independent (Cameron, Gelbach & Miller 2008). Few cells need care, or intervals come out too narrow:
-residuals are inflated for the parameters fitted, each replicate by its own draw as in Student's t; and no cell varies less than the
-cells do on average, nor less than seed noise (a law that passes through a point has not thereby removed the noise there).
+law misses there, so they are not independent (Cameron, Gelbach & Miller 2008). Cells vary as they do on average, by Student's t for the
+degrees of freedom that the parameters leave, and no less than seed noise (a law that passes through a point has not thereby removed
+the noise there); what a curve does about its cell's mean changes sign as a whole. For least squares of a law that is linear in its
+parameters this is Student's interval of ordinary least squares on cell means.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import numpy as np
 
 from analysis.fits.refine import RESAMPLE_TOLERANCE, Problem, minimise
+
+_WIDER = 1.05  # percentiles of a few hundred replicates, and curved forms, fall a little short
 
 
 def degrees_of_freedom(clusters: int, parameters: int) -> int:
@@ -29,18 +32,19 @@ def perturbations(
     cells: np.ndarray,
     runs: np.ndarray,
     parameters: int,
-    noise_sd: float,
+    noise_sd: float | np.ndarray,
     replicates: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
     """Random residuals (replicates, n) like the fit's own (n,): a cluster changes sign together, and none varies too little.
 
-    `clusters`, `cells`, `runs` (n,) number them; a cluster holds one cell or several (of different blocks), a cell holds runs. What is
-    missing to the average scatter is added to a cluster as a whole for its mean, and to its cells apart for their differences.
+    `clusters`, `cells`, `runs` (n,) number them; a cluster holds one cell or several (of different blocks), a cell holds runs. `noise_sd`
+    is of one run, one for all cells or one for each. Clusters' means, and cells' differences from them, vary as those of the fit do on
+    average; what a curve does about its cell's mean changes sign as a whole.
     """
     count = int(clusters.max()) + 1
     freedom = degrees_of_freedom(count, parameters)
-    factor = inflation(count, parameters) ** 2 * freedom / rng.chisquare(freedom, size=(replicates, 1))
+    factor = (_WIDER * inflation(count, parameters)) ** 2 * freedom / rng.chisquare(freedom, size=(replicates, 1))
     signs = rng.choice([-1.0, 1.0], size=(replicates, count))
     cell_mean = np.bincount(cells, residual) / np.bincount(cells)
     cluster_of = np.zeros(len(cell_mean), dtype=int)
@@ -49,12 +53,13 @@ def perturbations(
     mean = np.bincount(cluster_of, cell_mean) / members
     apart = (cell_mean - mean[cluster_of]) * np.sqrt(members / np.maximum(members - 1, 1))[cluster_of]
     seeds = np.array([len(np.unique(runs[cells == one])) for one in range(len(cell_mean))])
-    shared = factor * np.mean(mean**2)
-    alone = np.where(members == 1, np.maximum(shared, factor * mean**2), 0.0)[:, cluster_of]
-    wanted = np.maximum(factor * np.mean(apart**2), noise_sd**2 / seeds - alone)
-    to_clusters = np.sqrt(np.maximum(shared - factor * mean**2, 0.0)) * rng.standard_normal((replicates, count))
-    to_cells = np.sqrt(np.maximum(wanted - factor * apart**2, 0.0)) * rng.standard_normal((replicates, len(apart)))
-    return np.sqrt(factor) * signs[:, clusters] * residual + to_clusters[:, clusters] + to_cells[:, cells]
+    shared, between = factor * np.mean(mean**2), factor * np.mean(apart**2)
+    alone = np.where(members == 1, shared, 0.0)[:, cluster_of]
+    least = np.broadcast_to(noise_sd, seeds.shape) ** 2 / seeds - alone
+    to_clusters = np.sqrt(shared) * rng.standard_normal((replicates, count))
+    to_cells = np.sqrt(np.maximum(between, least)) * rng.standard_normal((replicates, len(apart)))
+    within = residual - cell_mean[cells]
+    return np.sqrt(factor) * signs[:, clusters] * within + to_clusters[:, clusters] + to_cells[:, cells]
 
 
 def resample(

@@ -1,4 +1,8 @@
-"""Does compute or size set quality: correlations of log Gflops and log parameters with the score, plain and partial."""
+"""Does compute or size set quality: correlations of log Gflops and log parameters with the score, plain and partial.
+
+The cells are a fixed grid, not pairs drawn at random, so Fisher's interval is nominal: it says how far chance pairs would lie
+apart, not how far another study would. Beside it stands the chance of as strong a correlation if scores are dealt at random.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,10 @@ _LEAST_CELLS = 4
 
 @dataclass(frozen=True)
 class Correlation(Record):
-    """A correlation over `cells` cells, with its Fisher interval (None below five cells). `given`: what is held, or None."""
+    """A correlation over `cells` cells, with its nominal Fisher interval (None below five cells). `given`: what is held, or None.
+
+    `chance`: share of random dealings of the scores to the cells with a correlation as strong.
+    """
 
     x: str
     y: str
@@ -26,6 +33,7 @@ class Correlation(Record):
     value: float
     interval: Interval | None
     cells: int
+    chance: float
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,15 @@ def pearson(x: np.ndarray, y: np.ndarray, given: np.ndarray | None = None) -> fl
         design = np.stack([np.ones_like(given), given], axis=1)
         x, y = (one - design @ np.linalg.lstsq(design, one, rcond=None)[0] for one in (x, y))
     return float(np.corrcoef(x, y)[0, 1])
+
+
+def permuted(x: np.ndarray, y: np.ndarray, given: np.ndarray | None = None, dealings: int = 2000) -> float:
+    """Share of random dealings of y (of its residuals, if `given` is held) to the cells that correlate with x as strongly."""
+    design = np.ones((len(x), 1)) if given is None else np.stack([np.ones_like(given), given], axis=1)
+    x, y = (one - design @ np.linalg.lstsq(design, one, rcond=None)[0] for one in (x, y))
+    rng = np.random.default_rng(0)
+    dealt = np.abs(rng.permuted(np.repeat(y[None], dealings, axis=0), axis=1) @ x)
+    return float((1 + (dealt >= abs(x @ y) * (1 - 1e-12)).sum()) / (1 + dealings))
 
 
 def fisher(value: float, cells: int, held: int = 0) -> Interval | None:
@@ -78,7 +95,9 @@ def correlations(observations: Observations, block: str) -> Correlations:
         known = {"log Gflops": gflops, "log params": params, f"log {data.metric}": np.log10(score), data.metric: score}
         columns = [rankdata(known[name]) if kind == "Spearman" else known[name] for name in (x, y)]
         value = pearson(*columns, None if given is None else known[given])
-        return Correlation(x, y, given, kind, value, fisher(value, cells, int(given is not None)), cells)
+        between = fisher(value, cells, int(given is not None))
+        chance = permuted(columns[0], columns[1], None if given is None else known[given])
+        return Correlation(x, y, given, kind, value, between, cells, chance)
 
     log_score = f"log {data.metric}"
     by_gflops = one("log Gflops", log_score, "log params")

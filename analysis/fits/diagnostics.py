@@ -24,7 +24,7 @@ def levels(observations: Observations, variable: str, kept: np.ndarray | None = 
     `images_seen` counts the training steps of the cell with the second most, since one cell alone does not tell what steps do.
     """
     kept = np.ones(len(observations), dtype=bool) if kept is None else kept
-    if variable == "images_seen":
+    if variable == "images_seen" and not observations.of_table:
         cells, steps = observations.cells[kept], observations.column("step")[kept]
         counts = sorted(len(set(steps[cells == one])) for one in set(cells))
         return counts[-2] if len(counts) > 1 else 0
@@ -40,12 +40,18 @@ def trouble(observations: Observations, form: Form, kept: np.ndarray | None = No
     for variable, needed in zip(form.variables, form.needs):
         found = levels(observations, variable, kept)
         if found < needed and variable == "images_seen":
-            return f"too few levels: {form.name} needs two cells scored at {needed} training steps, there are {found}"
+            return (
+                f"too few levels: {form.name} needs two cells scored at {needed} training steps, there are {found}, "
+                f"{needed - found} more"
+            )
         if found < needed:
-            return f"too few levels: {form.name} needs {needed} of {SYMBOLS[variable]} ({variable}), there are {found}"
+            return (
+                f"too few levels: {form.name} needs {needed} of {SYMBOLS[variable]} ({variable}), there are {found}, "
+                f"{needed - found} more"
+            )
     cells = len(set(observations.cells if kept is None else observations.cells[kept]))
     if cells < form.size + 1:
-        return f"too few cells: {form.name} has {form.size} parameters, there are {cells} cells"
+        return f"too few cells: {form.name} has {form.size} parameters, there are {cells} cells, {form.size + 1 - cells} more"
     return None
 
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,14 +15,16 @@ from analysis.fits import bootstrap, diagnostics, varpro
 from analysis.fits.laws import FORMS, LOOSE_EXPONENT, MAX_EXPONENT, SYMBOLS, Form
 from analysis.fits.noise import Noise, noise_of
 from analysis.fits.observations import VARIABLES, Observations
-from analysis.fits.record import HIDDEN, LEVEL, Curve, Interval, Note, Parameter, Record, interval
+from analysis.fits.record import HIDDEN, Curve, Interval, Note, Parameter, Record, interval, new_score_limits, quantiles
 from analysis.fits.refine import DELTA, Problem, minimise
 from dit.errors import UserError
 
+LOSS = "squares"
 LOSSES = {
+    LOSS: "sum of squares: of log residuals for log-linear forms, of relative residuals for additive ones",
     "huber": "Huber loss (delta 1e-3) on log residuals, summed",
-    "squares": "sum of squares: of log residuals for log-linear forms, of relative residuals for additive ones",
 }
+"""Least squares unless told: at the scatter of scores a delta of 1e-3 is least absolute deviations, whose intervals are wider."""
 REPLICATES = 1000
 
 
@@ -68,7 +70,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class LawFit(Record):
-    """A fitted law. `equation` is in the symbols of `parameters`; `residual_sd` is relative (of log scores, per degree of freedom)."""
+    """A fitted law. `equation` is in the symbols of `parameters`; `residual_sd` is relative (of log scores, per degree of freedom).
+
+    `centre`: geometric mean of each variable over the data, where a surface's exponents are those of its parameters.
+    """
 
     form: str
     equation: str
@@ -84,6 +89,7 @@ class LawFit(Record):
     residual_sd: float
     noise: Noise
     notes: tuple[Note, ...]
+    centre: dict[str, float]
     estimate: Estimate = field(**HIDDEN)
 
     def predict(self, columns: Mapping[str, np.ndarray], extra_sd: float = 0.0) -> list[Prediction]:
@@ -125,14 +131,8 @@ class LawFit(Record):
         estimate = self.estimate
         point = estimate.log_score(estimate.theta[None], columns)[0]
         laws = estimate.log_score(estimate.replicates, columns)
-        sd = max(estimate.new_run_sd, extra_sd)
-        draws = np.random.default_rng(1).standard_normal(laws.shape)
-        ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-        return (
-            np.exp(point),
-            np.exp(np.quantile(laws, ends, axis=0)),
-            np.exp(np.quantile(laws + sd * draws, ends, axis=0)),
-        )
+        new = new_score_limits(laws, max(estimate.new_run_sd, extra_sd))
+        return np.exp(point), np.exp(quantiles(laws)), np.exp(new)
 
 
 def problem_of(form: Form, u: np.ndarray, loss: str) -> Problem:
@@ -167,14 +167,14 @@ def estimate_law(
     if replicates:
         rng = np.random.default_rng(seed)
         moved = bootstrap.perturbations(
-            residual, data.cells, data.cells, data.runs, form.size, noise.sd, replicates, rng
+            residual, data.cells, data.cells, data.runs, form.size, noise.of_cells(data), replicates, rng
         )
         found = bootstrap.resample(problem, best, moved)
-    return Estimate(form, data, centers, scale, best, found, max(scatter, noise.sd)), problem, residual
+    return Estimate(form, data, centers, scale, best, found, max(scatter, noise.run_sd)), problem, residual
 
 
 def fit_law(
-    observations: Observations, form: str, *, loss: str = "huber", replicates: int = REPLICATES, seed: int = 0
+    observations: Observations, form: str, *, loss: str = LOSS, replicates: int = REPLICATES, seed: int = 0
 ) -> LawFit:
     """Fit one of `laws.FORMS` to one block's scores. Deterministic for equal arguments.
 
@@ -201,6 +201,8 @@ def fit_law(
     found += diagnostics.bootstrap_note(replicates, len(estimate.replicates)) if replicates else []
     parameters = _parameters(estimate)
     found += [Note("at_bound", f"{one.name} is {one.said}") for one in parameters if one.value is None and one.said]
+    found += _local_exponents(estimate) if shape.interaction else []
+    found += _robust(estimate, problem, residual, parameters) if loss == LOSS else []
     return LawFit(
         form=form,
         equation=shape.equation,
@@ -216,8 +218,43 @@ def fit_law(
         residual_sd=residual_sd,
         noise=noise,
         notes=tuple(found),
+        centre={name: float(np.exp(one)) for name, one in zip(shape.variables, estimate.centers)},
         estimate=estimate,
     )
+
+
+def _local_exponents(estimate: Estimate) -> list[Note]:
+    """The exponents of N and of T over the data's range of the other, which the interaction changes."""
+    theta, said = estimate.theta, []
+    for at, other in ((0, 1), (1, 0)):
+        name = SYMBOLS[estimate.form.variables[other]]
+        values = np.unique(estimate.data.column(estimate.form.variables[other]))
+        values = values if len(values) <= 4 else values[[0, -1]]
+        local = theta[1 + at] + theta[-1] * (np.log(values) - estimate.centers[other])
+        each = ", ".join(f"{one:.3f} at {name} = {value:.4g}" for one, value in zip(local, values))
+        said.append(f"in {SYMBOLS[estimate.form.variables[at]]} {each}")
+    return [Note("local", f"local exponents: {'; '.join(said)}")]
+
+
+def _robust(
+    estimate: Estimate, problem: Problem, residual: np.ndarray, parameters: tuple[Parameter, ...]
+) -> list[Note]:
+    """Said where Huber's loss at 1.345 standard deviations of the scatter (by its median) moves a parameter out of its interval."""
+    sd = float(np.median(np.abs(residual))) / 0.6745
+    if sd < 1e-9 or not any(one.interval for one in parameters):
+        return []
+    form, robust = estimate.form, replace(problem, delta=1.345 * sd)
+    target = form.log_score(estimate.theta[None], problem.u)[0] + residual
+    theta = minimise(robust, estimate.theta[None], target, np.ones(len(target)))[0]
+    moved = form.natural(theta, estimate.centers, estimate.scale)[0]
+    apart = [
+        f"{one.name} {value:.4g}"
+        for one, value in zip(parameters, moved)
+        if one.interval is not None and float(value) not in one.interval
+    ]
+    if not apart:
+        return []
+    return [Note("robust", f"few scores decide: Huber's loss, to which they mean less, gives {', '.join(apart)}")]
 
 
 def _parameters(estimate: Estimate) -> tuple[Parameter, ...]:
@@ -232,8 +269,8 @@ def _parameters(estimate: Estimate) -> tuple[Parameter, ...]:
     for at, name in enumerate(names):
         said = None
         if form.additive and theta[at] <= lower[at]:
-            high = interval(spread[:, at]).high
-            said = f"at its bound 0: not identified by these scores (95 % of resamples lie below {high:.3g})"
+            high = np.quantile(spread[:, at], 0.975)
+            said = f"at its bound 0: not identified by these scores (97.5 % of resamples lie below {high:.3g})"
         elif form.additive and theta[at] >= 0.999 * upper[at]:
             said = f"at its bound {MAX_EXPONENT:g}: not identified by these scores"
         elif form.additive and at >= first + terms and theta[at - terms] <= 0:
@@ -270,4 +307,4 @@ def _meaning(form: Form, at: int) -> str:
         return ("amplitude of " if amplitude else "exponent of ") + VARIABLES[form.variables[(at - first) % terms]]
     if name == "c_NT":
         return "interaction of N and T"
-    return "intercept" if at == 0 else "coefficient of " + VARIABLES[form.variables[at - 1]]
+    return "log L at the centre" if at == 0 else "exponent at the centre of " + VARIABLES[form.variables[at - 1]]

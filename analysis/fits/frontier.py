@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.fits.fit import NotIdentified
-from analysis.fits.noise import Noise, noise_of
-from analysis.fits.observations import CELL, Observations
+from analysis.fits.noise import Noise, Place, noise_of, places
+from analysis.fits.observations import Observations
 from analysis.fits.record import Interval, Note, Record
 from analysis.fits.validation import cell_means, cell_name
 
@@ -35,7 +35,7 @@ class FrontierPoint(Record):
 
 @dataclass(frozen=True)
 class OptimalSize(Record):
-    """The best cell at a budget: its curve interpolated in log compute, its last score once it stopped training.
+    """The best cell at a budget: its best score so far, interpolated in log compute; the best it ever had once it stopped training.
 
     `probability` that it is best of `candidates` cells, under the noise; None where the noise is unknown.
     """
@@ -82,13 +82,6 @@ class Frontier(Record):
         return within[-1] if within else None
 
 
-def noise_interval(score: float, sd: float, noise: Noise) -> Interval | None:
-    """Interval of a score (or ratio) whose log has standard deviation `sd`; None where the noise is unknown."""
-    if noise.relative_sd is None:
-        return None
-    return Interval(float(score * np.exp(-1.96 * sd)), float(score * np.exp(1.96 * sd)))
-
-
 def frontier(observations: Observations, budgets: int = 9) -> Frontier:
     """The frontier of all rows, all blocks together (filter first for one block).
 
@@ -99,7 +92,7 @@ def frontier(observations: Observations, budgets: int = 9) -> Frontier:
         raise NotIdentified("a frontier needs two cells, there is one")
     noise = noise_of(observations)
     data = cell_means(observations)
-    seeds = observations.rows.groupby([*CELL, "step"], dropna=False, sort=False)["run"].nunique().to_numpy()
+    where = places(data)
     compute, score = data.column("train_gflops"), data.score
     order = np.lexsort((score, compute))
     best = np.minimum.accumulate(score[order])
@@ -114,7 +107,7 @@ def frontier(observations: Observations, budgets: int = 9) -> Frontier:
             int(rows[at].step),
             float(compute[at]),
             float(score[at]),
-            noise_interval(float(score[at]), noise.sd / np.sqrt(seeds[at]), noise),
+            noise.interval(where[at]),
         )
         for at in on
     )
@@ -127,30 +120,30 @@ def frontier(observations: Observations, budgets: int = 9) -> Frontier:
         data.metric,
         data.label,
         points,
-        tuple(_optimal(data, seeds, noise, budgets)),
-        tuple(_gaps(data, seeds, noise, on)),
+        tuple(_optimal(data, where, noise, budgets)),
+        tuple(_gaps(data, where, noise, on)),
         noise,
         tuple(notes),
     )
 
 
-def _optimal(data: Observations, seeds: np.ndarray, noise: Noise, budgets: int) -> list[OptimalSize]:
+def _optimal(data: Observations, where: list[Place], noise: Noise, budgets: int) -> list[OptimalSize]:
     """The best cell at budgets spaced evenly in the logarithm, from the second cheapest cell to the dearest score."""
     cells, log_compute, log_score = data.cells, np.log(data.column("train_gflops")), np.log(data.score)
     curves = []
     for one in range(cells.max() + 1):
         at = np.flatnonzero(cells == one)
         at = at[np.argsort(log_compute[at])]
-        curves.append((at, log_compute[at], log_score[at]))
+        curves.append((at, log_compute[at], np.minimum.accumulate(log_score[at])))
     first = np.sort([x[0] for _, x, _ in curves])[1]
     rng = np.random.default_rng(0)
     found = []
     for budget in np.linspace(first, log_compute.max(), budgets):
         able = [curve for curve in curves if curve[1][0] <= budget + 1e-9]
         values = np.array([np.interp(budget, x, y) for _, x, y in able])
-        sd = noise.sd / np.sqrt([seeds[at[0]] for at, _, _ in able])
         best = int(np.argmin(values))
-        draws = values + sd * rng.standard_normal((_DRAWS, len(able)))
+        last = [where[at[np.searchsorted(x, budget + 1e-9) - 1]] for at, x, _ in able]
+        draws = values + noise.draws(last, _DRAWS, rng)
         row = data.rows.iloc[able[best][0][0]]
         probability = None if noise.relative_sd is None else float((draws.argmin(1) == best).mean())
         found.append(
@@ -168,7 +161,7 @@ def _optimal(data: Observations, seeds: np.ndarray, noise: Noise, budgets: int) 
     return found
 
 
-def _gaps(data: Observations, seeds: np.ndarray, noise: Noise, on: np.ndarray) -> list[Gap]:
+def _gaps(data: Observations, where: list[Place], noise: Noise, on: np.ndarray) -> list[Gap]:
     compute, score, cells = data.column("train_gflops"), data.score, data.cells
     place = np.searchsorted(compute[on], compute * (1 + 1e-9), side="right") - 1
     against = on[place]
@@ -179,7 +172,6 @@ def _gaps(data: Observations, seeds: np.ndarray, noise: Noise, on: np.ndarray) -
         at = np.flatnonzero(cells == one)
         closest = int(at[np.argmin(ratio[at])])
         row = rows[closest]
-        sd = noise.sd * np.sqrt(1 / seeds[closest] + 1 / seeds[against[closest]])
         is_on = bool(np.isin(at, on).any())
         found.append(
             Gap(
@@ -189,7 +181,7 @@ def _gaps(data: Observations, seeds: np.ndarray, noise: Noise, on: np.ndarray) -
                 int(row.patch_size),
                 float(compute[closest]),
                 float(ratio[closest]),
-                None if is_on else noise_interval(float(ratio[closest]), sd, noise),
+                None if is_on else noise.interval(where[closest], where[against[closest]]),
                 is_on,
             )
         )

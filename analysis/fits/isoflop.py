@@ -1,7 +1,8 @@
 """isoFLOP: at fixed training compute, which size is best, for one block at one patch size.
 
-Each cell's training curve is interpolated in log compute (Akima); at each budget a polynomial of log score in log N goes through
-the sizes: a cubic (through four, least squares from five), a parabola through three. A minimum at the smallest or largest size is
+Each cell's training curve is interpolated in log compute (Akima); at each budget a polynomial of log score in
+log N is fitted around the lowest size, to the five next to it: a cubic (through four, least squares
+of five), a parabola through three. A minimum at the smallest or largest size is
 rejected, and so is one that the noise moves there in a fifth of the resamples. Points on the way of one run are legitimate because
 the learning rate is constant. To plot: for each `Budget`, `params`/`scores` as points, `curve_params`/`curve_scores` as a line,
 `optimum_params` (None if rejected) as a mark. Hoffmann et al. arXiv:2203.15556 Approach 2; Porian et al. arXiv:2406.19146 (Akima,
@@ -26,6 +27,7 @@ DRAWS = 400
 _RESOLVED = 0.8  # least share of resamples with an interior minimum
 _LEAST_SIZES = 3
 _LEAST_BUDGETS = 3
+_NEAR = 5
 _CURVE_POINTS = 61
 
 
@@ -136,8 +138,8 @@ def _curves(data: Observations) -> list[_Curve]:
     found = []
     for size in means.sizes:
         part = means.at(means.labels("size") == size)
-        order = np.argsort(part.column("train_gflops"))
-        if len(part) > 1:
+        order = np.unique(part.column("train_gflops"), return_index=True)[1]
+        if len(order) > 1:
             found.append(
                 _Curve(
                     size,
@@ -150,6 +152,12 @@ def _curves(data: Observations) -> list[_Curve]:
                 )
             )
     return found
+
+
+def around(y: np.ndarray) -> slice:
+    """The places of the lowest value and its neighbours, `_NEAR` of them, or all where there are fewer."""
+    first = int(np.clip(np.argmin(y) - _NEAR // 2, 0, max(len(y) - _NEAR, 0)))
+    return slice(first, first + _NEAR)
 
 
 def polynomial(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -169,6 +177,12 @@ def minimum(coefficients: np.ndarray, low: float, high: float) -> float | None:
     return float(best) if np.polyval(coefficients, best) < edge else None
 
 
+def _lowest(x: np.ndarray, y: np.ndarray) -> float | None:
+    """The interior minimum of the polynomial around the lowest of the values."""
+    near = around(y)
+    return minimum(polynomial(x[near], y[near]), x[near][0], x[near][-1])
+
+
 def _budget(
     budget: float, curves: list[_Curve], noise_sd: float, draws: np.ndarray, law: LawFit | None
 ) -> tuple[Budget, np.ndarray]:
@@ -177,10 +191,11 @@ def _budget(
     able = [curves[place] for place in at]
     x, y = np.array([c.log_params for c in able]), np.array([c.at(budget) for c in able])
     center = x.mean()
-    coefficients = polynomial(x - center, y)
-    best = minimum(coefficients, x[0] - center, x[-1] - center)
+    near = around(y)
+    coefficients = polynomial(x[near] - center, y[near])
+    best = _lowest(x - center, y)
     sd = noise_sd / np.sqrt([c.seeds for c in able])
-    moved = [minimum(polynomial(x - center, y + sd * one), x[0] - center, x[-1] - center) for one in draws[:, at]]
+    moved = [_lowest(x - center, y + sd * one) for one in draws[:, at]]
     spread = np.array([np.nan if one is None else one + center for one in moved])
     resolved = float(np.isfinite(spread).mean())
     rejected = None
@@ -189,7 +204,7 @@ def _budget(
         rejected = f"minimum at an edge: no size between {able[0].size} and {able[-1].size} is better than {edge}"
     elif resolved < _RESOLVED:
         rejected = f"minimum not resolved: within the sizes in {resolved:.0%} of the resamples only"
-    line = np.linspace(x[0], x[-1], _CURVE_POINTS)
+    line = np.linspace(x[near][0], x[near][-1], _CURVE_POINTS)
     parametric = None if law is None else _parametric(budget, able, law)
     optimum = None if rejected or best is None else float(np.exp(best + center))
     return (
@@ -201,7 +216,7 @@ def _budget(
             curve_params=tuple(float(np.exp(one)) for one in line),
             curve_scores=tuple(float(one) for one in np.exp(np.polyval(coefficients, line - center))),
             optimum_params=optimum,
-            optimum_interval=None if optimum is None or not noise_sd else interval(np.exp(spread[np.isfinite(spread)])),
+            optimum_interval=None if optimum is None else interval(np.exp(spread[np.isfinite(spread)])),
             optimum_score=None if optimum is None or best is None else float(np.exp(np.polyval(coefficients, best))),
             rejected=rejected,
             parametric_params=parametric,
@@ -242,4 +257,4 @@ def _exponent(optima: list[tuple[float, float, np.ndarray]]) -> Parameter:
     value = float(np.polyfit(x, y, 1, w=weights)[0])
     full = spread[np.isfinite(spread).all(axis=1)]
     slopes = np.array([np.polyfit(x, line, 1, w=weights)[0] for line in full])
-    return Parameter("exponent", value, interval(slopes) if len(slopes) > 40 and sd.any() else None, None, meaning)
+    return Parameter("exponent", value, interval(slopes) if len(slopes) > 40 else None, None, meaning)

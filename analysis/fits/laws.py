@@ -9,8 +9,12 @@ arXiv:2410.08184 (FID of diffusion transformers follows a power law in compute).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from analysis.fits.observations import Observations
 
 MAX_EXPONENT = 4.0
 LOOSE_EXPONENT = 0.95 * MAX_EXPONENT  # an interval that ends above it is the bound's, not the data's
@@ -111,7 +115,10 @@ class Form:
         return np.stack([*columns, *([u[:, 0] * u[:, 1]] if self.interaction else [])], axis=1)
 
     def natural(self, theta: np.ndarray, centers: np.ndarray, scale: float) -> np.ndarray:
-        """Theta (b, p) in the variables' own units: amplitudes at v = 1, coefficients of the uncentred logarithms, factors of compute."""
+        """Theta (b, p) in the variables' own units: amplitudes at v = 1, factors of compute.
+
+        Coefficients of a surface stay those of the centred logarithms: its exponents where the data are, not at N = 1 and T = 1.
+        """
         natural = np.array(theta, dtype=float)
         if self.name == "power":
             natural[:, 0] = scale * np.exp(theta[:, 0] + theta[:, 1] * centers[0])
@@ -122,12 +129,7 @@ class Form:
             natural[:, first : first + terms] *= scale * np.exp(exponent * centers)
             natural[:, first + 2 * terms :] = np.exp(theta[:, first + 2 * terms :])
         else:
-            slopes = theta[:, 1 : 1 + len(centers)]
-            natural[:, 0] = np.log(scale) + theta[:, 0] - slopes @ centers
-            if self.interaction:
-                natural[:, 0] += theta[:, -1] * centers[0] * centers[1]
-                natural[:, 1] -= theta[:, -1] * centers[1]
-                natural[:, 2] -= theta[:, -1] * centers[0]
+            natural[:, 0] += np.log(scale)
         return natural
 
 
@@ -137,7 +139,7 @@ _FORMS = (
     Form("params+tokens", "L = E + A N^-a + B T^-b", ("params", "tokens"), (3, 3), irreducible=True),
     Form(
         "surface",
-        "log L = c + c_N log N + c_T log T + c_NT log N log T",
+        "log L = c + c_N n + c_T t + c_NT n t, n and t the logs of N and T over their centre",
         ("params", "tokens"),
         (2, 2),
         additive=False,
@@ -154,7 +156,7 @@ _FORMS = (
     ),
     Form(
         "surface+images",
-        "log L = c + c_N log N + c_T log T + c_D log D + c_NT log N log T",
+        "log L = c + c_N n + c_T t + c_D d + c_NT n t, n, t and d the logs of N, T and D over their centre",
         ("params", "tokens", "images_seen"),
         (2, 2, 2),
         "all",
@@ -164,3 +166,8 @@ _FORMS = (
 )
 FORMS: dict[str, Form] = {form.name: form for form in _FORMS}
 """Every form by name. L is the score; E, A, B, G >= 0; logarithms are natural."""
+
+
+def forms_for(observations: Observations) -> list[str]:
+    """Names of the forms that may be fitted: a table knows nothing of image tokens."""
+    return [name for name, form in FORMS.items() if not (observations.of_table and "tokens" in form.variables)]

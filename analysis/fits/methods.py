@@ -28,7 +28,9 @@ def methods_box(fit: LawFit, observations: Observations, validation: Validation 
     """The box of one fit."""
     form, data, estimate = FORMS[fit.form], fit.estimate.data, fit.estimate
     steps = sorted({int(step) for step in data.rows["step"]})
+    table = observations.of_table
     at = f"after {steps[0]:,} steps" if len(steps) == 1 else f"at {len(steps)} steps from {steps[0]:,} to {steps[-1]:,}"
+    at = f"{len(steps)} values of D" if table else at
     ranges = ", ".join(
         f"{name} {data.column(name).min():.3g} to {data.column(name).max():.3g}"
         for name in dict.fromkeys([*form.variables, "train_gflops"])
@@ -41,19 +43,17 @@ def methods_box(fit: LawFit, observations: Observations, validation: Validation 
         else "the least squares solution (the loss is convex in these parameters)"
     )
     chosen = validation.of(fit.form) if validation else None
+    known = observations.training != "not recorded"
+    averaged = "moving average, older than 5 / (1 - decay) steps" if known else "moving average, decay not recorded"
     items = [
         ("form", f"{form.equation} ({form.name})"),
-        *(("variable", VARIABLES[name]) for name in form.variables),
-        ("parameters counted", "trainable ones with embeddings; the frozen position embedding is left out"),
-        (
-            "Gflops",
-            "one multiply-add is one flop; one forward pass of one image, VAE excluded; training is Gflops x batch x steps x 3",
-        ),
+        *(_counted_by_table(observations) if table else _counted(form.variables)),
         ("score", f"{fit.label}: {protocols.describe(observations.protocol)}"),
         ("data", f"block {fit.block}, {fit.points} scores of {fit.runs} runs in {fit.cells} cells, {at}; {ranges}"),
+        ("training", observations.training),
         (
-            "schedule",
-            "constant learning rate and a moving average of the weights: scores on the way of a run are legitimate points",
+            "averages",
+            "of the weights as they were" if not observations.protocol.get("ema") else observations.young or averaged,
         ),
         ("loss", LOSSES[fit.loss]),
         (
@@ -68,8 +68,8 @@ def methods_box(fit: LawFit, observations: Observations, validation: Validation 
         ),
         (
             "bootstrap",
-            f"wild cluster bootstrap over cells, {len(estimate.replicates)} replicates, Student's t for the degrees of freedom; "
-            f"{LEVEL:.0%} percentile intervals",
+            f"cluster bootstrap over cells, {len(estimate.replicates)} replicates, Student's t for the degrees of freedom; "
+            f"{LEVEL:.0%} percentile intervals; bands of a new run solved, not drawn",
         ),
         (
             "noise",
@@ -88,6 +88,20 @@ def methods_box(fit: LawFit, observations: Observations, validation: Validation 
     return MethodsBox(tuple(items))
 
 
+def _counted(variables: tuple[str, ...]) -> list[tuple[str, str]]:
+    counted = "one multiply-add is one flop; one forward pass of one image, VAE excluded; training is Gflops x batch x steps x 3"
+    return [
+        *(("variable", VARIABLES[name]) for name in variables),
+        ("parameters counted", "trainable ones with embeddings; the frozen position embedding is left out"),
+        ("Gflops", counted),
+    ]
+
+
+def _counted_by_table(observations: Observations) -> list[tuple[str, str]]:
+    counted = "as the table counts it" if observations.protocol["counted"] else "not in the table: 6 N D"
+    return [("N and D", "as the table counts them"), ("C", counted)]
+
+
 def _held_out(fit: LawFit, validation: Validation | None) -> str:
     if validation is None:
         return "not validated"
@@ -101,4 +115,4 @@ def _held_out(fit: LawFit, validation: Validation | None) -> str:
         for fold in one.folds
     )
     chosen = "" if validation.chosen == fit.form else " (not the chosen form)"
-    return f"median {one.median_error:.1%}, largest {one.max_error:.1%}{chosen}. {folds}"
+    return f"rms {one.rms_error:.1%}, largest {one.max_error:.1%}{chosen}. {folds}"

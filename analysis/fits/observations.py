@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 
-from analysis import protocols
+from analysis import averages, protocols
 from analysis.comparable import MAIN_BLOCK, common_step
 from analysis.fits.record import HIDDEN, Record
 from analysis.frames import Frame
@@ -34,7 +35,8 @@ CELL = ("block", "size", "patch_size", "image_size")
 class Observations(Record):
     """Scores under one protocol, less what `apart_from` left free. `rows`: their slice of the results table, with a fresh index.
 
-    `left_out` counts the study's scores under other protocols.
+    `left_out` counts the study's scores under other protocols; `young` says what was done with those of averages too young to tell;
+    `training`: how the runs were trained, as the record has it.
     """
 
     study: str
@@ -43,6 +45,9 @@ class Observations(Record):
     label: str
     protocol: Protocol
     left_out: int = 0
+    of_table: ClassVar[bool] = False
+    young: str | None = None
+    training: str = "not recorded"
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -83,9 +88,14 @@ class Observations(Record):
         """One block's rows."""
         return self.at((self.rows["block"] == block).to_numpy())
 
+    @cached_property
+    def common(self) -> np.ndarray:
+        """Mask (n,) of the rows at the common step of `analysis.comparable`."""
+        return (self.rows["step"] == common_step(self.rows)).to_numpy(dtype=bool)
+
     def at_common_step(self) -> Observations:
-        """The rows at the common step of `analysis.comparable`."""
-        return self.at((self.rows["step"] == common_step(self.rows)).to_numpy())
+        """The rows at the common step."""
+        return self.at(self.common)
 
     def by_block(self) -> Iterator[tuple[str, Observations]]:
         """Each block with its rows, most cells first."""
@@ -115,7 +125,25 @@ def observe(study: StudyResults, apart_from: tuple[str, ...] = ()) -> Observatio
             f'leave it out, as in --where "{metric} > 0"'
         )
     left_out = int(study.table["protocol"].notna().sum()) - len(rows)
-    return Observations(study.name, rows, metric, protocols.metric_label(protocol), protocol, left_out)
+    rows, young = _without_young(study, rows, protocol)
+    training = averages.described(study, rows)
+    return Observations(study.name, rows, metric, protocols.metric_label(protocol), protocol, left_out, young, training)
+
+
+def _without_young(study: StudyResults, rows: Frame, protocol: Protocol) -> tuple[Frame, str | None]:
+    """The rows less those of averages that are too young, unless all are or they are asked for; and what to say of them."""
+    young = averages.too_young(study, rows, protocol)
+    if not young.any():
+        return rows, None
+    said = (
+        f"{int(young.sum())} of {len(rows)} scores are of a moving average younger than 5 / (1 - decay) steps, which still holds the "
+        "initial weights"
+    )
+    if study.with_young_averages:
+        return rows, f"{said}: used, as asked for"
+    if young.all():
+        return rows, f"{said}: there are no others, so the laws are of these"
+    return rows[~young].reset_index(drop=True), f"{said}: left out (--with-young-averages uses them)"
 
 
 def main_block(observations: Observations) -> str:

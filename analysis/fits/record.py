@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import ndtr
 
 LEVEL = 0.95
 """Nominal level of every interval and band, two-sided."""
+_ROUNDING = 1e-8  # relative width below which an interval is no more than rounding
+_HALVINGS = 40
 
 
 HIDDEN: dict[str, Any] = {"repr": False, "compare": False, "metadata": {"json": False}}
@@ -80,7 +83,7 @@ class Parameter(Record):
 @dataclass(frozen=True)
 class Note(Record):
     """Something a reader must know beside a number. `kind`: at_bound, too_few_levels, extrapolation, trend, leverage, not_monotone,
-    one_cell, bootstrap, noise, edge, disagreement."""
+    one_cell, bootstrap, noise, edge, disagreement, local, robust, young, validation."""
 
     kind: str
     text: str
@@ -106,7 +109,31 @@ class Curve(Record):
     level: float = LEVEL
 
 
-def interval(values: np.ndarray, level: float = LEVEL) -> Interval:
-    """Percentile interval of bootstrap replicates."""
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+def quantiles(values: np.ndarray, level: float = LEVEL) -> np.ndarray:
+    """Ends (2, ...) of the central share `level` of replicates (b, ...), the i-th smallest at i / (b + 1): few are no narrower."""
+    return np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0, method="weibull")
+
+
+def interval(values: np.ndarray, level: float = LEVEL) -> Interval | None:
+    """Percentile interval of bootstrap replicates; None where they differ by rounding only, since nothing was resampled then."""
+    low, high = quantiles(values, level)
+    if not high - low > _ROUNDING * max(abs(low), abs(high)):
+        return None
     return Interval(float(low), float(high), level)
+
+
+def new_score_limits(means: np.ndarray, sd: float, level: float = LEVEL) -> np.ndarray:
+    """Limits (2, m) of a new value that is normal about one of the means (b, m): mean_b Phi((q - mean_b) / sd) = (1 -+ level) / 2.
+
+    Solved by bisection, so that they are smooth and do not depend on what else is asked for.
+    """
+    ends = np.array([(1 - level) / 2, (1 + level) / 2])
+    if sd <= 0:
+        return quantiles(means, level)
+    low = np.repeat(means.min(0)[None] - 9 * sd, 2, axis=0)
+    high = np.repeat(means.max(0)[None] + 9 * sd, 2, axis=0)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        under = np.stack([ndtr((one - means) / sd).mean(0) for one in middle]) < ends[:, None]
+        low, high = np.where(under, middle, low), np.where(under, high, middle)
+    return (low + high) / 2

@@ -8,7 +8,7 @@ against sampling steps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from analysis.fits import bootstrap
 from analysis.fits.fit import REPLICATES, NotIdentified
 from analysis.fits.noise import RETRAINING_OVER_RESAMPLING, noise_of
 from analysis.fits.observations import Observations
-from analysis.fits.record import LEVEL, Curve, Interval, Note, Parameter, Record, interval
+from analysis.fits.record import Curve, Interval, Note, Parameter, Record, interval, new_score_limits, quantiles
 from analysis.fits.refine import Problem, minimise
 from analysis.fits.validation import cell_means, cell_name
 
@@ -25,7 +25,7 @@ EQUATION = "L = base (1 + K S^-k), S sampling steps; base for each cell, K and k
 _LEAST_STEPS = 3
 _OWN_STEPS = 4
 _STARTS = 8
-_LACK, _LEAST_SCATTER = 3.0, 0.01
+_LACK, _LEAST_SCATTER, _MOST_SCATTER = 3.0, 0.01, 0.1
 _NOTHING = 1e-9  # an excess over the base that rounding alone can make
 _CURVE_POINTS = 60
 _EXPONENTS = _LEAST, _MOST = 0.05, 6.0
@@ -142,7 +142,7 @@ def sampling_law(observations: Observations, replicates: int = REPLICATES) -> Sa
     """Fit to scores that differ in sampling steps only (`observe(study, apart_from=("sampling_steps",))`), seeds averaged.
 
     Raises:
-        NotIdentified: if no cell was scored at three numbers of sampling steps after one training step.
+        NotIdentified: if no cell was scored at three numbers of sampling steps after one training step, or cells do not gain alike.
     """
     data = _rows(observations)
     noise_sd = noise_of(observations).sd / RETRAINING_OVER_RESAMPLING
@@ -152,10 +152,15 @@ def sampling_law(observations: Observations, replicates: int = REPLICATES) -> Sa
     center = float(np.log(steps).mean())
     model = SamplingModel(int(group.max()) + 1)
     theta, spread, residual = _fit(model, np.log(steps) - center, np.log(data.score), group, noise_sd, replicates)
+    scatter = float(np.sqrt(np.mean(residual**2)))
+    if scatter > (limit := max(_LACK * noise_sd, _MOST_SCATTER)):
+        raise NotIdentified(
+            f"cells do not gain alike: scatter about the shared law is {scatter:.1%}, more than {limit:.0%}, "
+            "so that its base, K and k mean nothing; read each cell's scores by themselves"
+        )
     notes = []
     if theta[-2] <= 0:
         notes.append(Note("at_bound", "K is at its bound 0: more sampling steps buy nothing that these scores show"))
-    scatter = float(np.sqrt(np.mean(residual**2)))
     if scatter > _LACK * max(noise_sd, _LEAST_SCATTER):
         notes.append(
             Note(
@@ -201,15 +206,14 @@ def _rows(observations: Observations) -> Observations:
         for _, part in rows.groupby("sampling_steps")
     ]
     merged = pd.concat(parts).sort_values([*keys[:1], "params", "patch_size", "sampling_steps"], kind="stable")
-    full = observations.at(np.zeros(len(observations), dtype=bool))
-    return type(full)(full.study, merged.reset_index(drop=True), full.metric, full.label, full.protocol, full.left_out)
+    return replace(observations, rows=merged.reset_index(drop=True))
 
 
 def _fit(
     model: SamplingModel, u: np.ndarray, target: np.ndarray, group: np.ndarray, noise_sd: float, replicates: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Best theta (p,), replicates (b, p), log residuals (n,). Clusters are cells, or single points where there is one cell."""
-    problem = Problem(model, u[:, None], group=group)
+    problem = Problem(model, u[:, None], group=group, delta=np.inf)
     theta, loss, _ = minimise(problem, model.starts(problem.u, target, group), target, np.ones(len(target)))
     best = theta[np.argmin(loss)]
     best[-2] = 0.0 if best[-2] < _NOTHING else best[-2]
@@ -228,11 +232,8 @@ def _shared(theta: np.ndarray, spread: np.ndarray, center: float) -> tuple[Param
         said = "not identified: K is at its bound 0"
         return Parameter("K", None, None, said, "amplitude"), Parameter("k", None, None, said, "exponent")
     factor, between = np.exp(spread[:, -1] * center), interval(spread[:, -1])
-    bounds = [
-        f"{end:g}"
-        for end, near in zip(_EXPONENTS, (between.low <= 1.01 * _LEAST, between.high >= 0.99 * _MOST))
-        if near
-    ]
+    low, high = (theta[-1], theta[-1]) if between is None else (between.low, between.high)
+    bounds = [f"{end:g}" for end, near in zip(_EXPONENTS, (low <= 1.01 * _LEAST, high >= 0.99 * _MOST)) if near]
     said = f"hardly identified: the interval of k reaches its bound {' and '.join(bounds)}" if bounds else None
     amplitude = Parameter(
         "K", float(theta[-2] * np.exp(theta[-1] * center)), interval(spread[:, -2] * factor), said, "amplitude"
@@ -260,9 +261,7 @@ def _curve(
         return base + np.log1p(values[:, -2:-1] * np.exp(-values[:, -1:] * u))
 
     laws = at(spread)
-    ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    new = laws + noise_sd * np.random.default_rng(1).standard_normal(laws.shape)
-    bands = (x, at(theta[None])[0], *np.quantile(laws, ends, axis=0), *np.quantile(new, ends, axis=0))
+    bands = (x, at(theta[None])[0], *quantiles(laws), *new_score_limits(laws, noise_sd))
     lines = [
         tuple(float(one) for one in (bands[0] if place == 0 else np.exp(line))) for place, line in enumerate(bands)
     ]
@@ -327,7 +326,7 @@ def _buy_back(cells: tuple[CellSampling, ...], theta: np.ndarray, spread: np.nda
             if log_ratio > 0 and theta[-2] > 0:
                 matching = float(np.exp(center + np.log(theta[-2] / np.expm1(log_ratio)) / theta[-1]))
                 saving = one.sampling_gflops[-1] / (matching * other.sampling_gflops[-1] / other.steps[-1])
-            bought_back = None if 1 in spread_ratio else spread_ratio.high < 1
+            bought_back = None if spread_ratio is None or 1 in spread_ratio else spread_ratio.high < 1
             found.append(
                 BuyBack(
                     one.cell,
@@ -347,8 +346,10 @@ def _buy_back(cells: tuple[CellSampling, ...], theta: np.ndarray, spread: np.nda
 
 
 def _said(
-    small: CellSampling, large: CellSampling, ratio: Interval, matching: float | None, saving: float | None
+    small: CellSampling, large: CellSampling, ratio: Interval | None, matching: float | None, saving: float | None
 ) -> str:
+    if ratio is None:
+        return f"{small.cell} against {large.cell}: nothing is known of the noise"
     if 1 in ratio:
         return f"{small.cell} and {large.cell} are not told apart at unlimited sampling ({ratio} times)"
     if ratio.high < 1:

@@ -13,6 +13,7 @@ from analysis.fits.correlation import Correlations
 from analysis.fits.fit import LawFit, Refusal
 from analysis.fits.frontier import Frontier
 from analysis.fits.isoflop import IsoFlop
+from analysis.fits.optimum import Optimum
 from analysis.fits.record import Note, Parameter
 from analysis.fits.sampling import SamplingLaw
 from analysis.fits.validation import Validation
@@ -25,13 +26,14 @@ def text(found: Conclusions) -> str:
     sections = [
         f"{found.study}: {found.scores} scores, {found.label}",
         _notes(found.notes),
-        _section("Laws of block " + found.block, "\n\n".join(_law(law) for law in found.laws) or "none"),
+        _section("Laws of block " + found.block, "\n\n".join(law_text(law) for law in found.laws) or "none"),
         _section("Not fitted", "\n".join(f"{one.form}: {one.reason}" for one in found.refusals)),
         _section("Forward validation", _validation(found.validation)),
         _section("Correlations", _correlations(found.correlations)),
         _section("Blocks", _blocks(found.blocks)),
         _section("Frontier", _frontier(found.frontier)),
         _section("isoFLOP", "\n\n".join(_isoflop(one) for one in found.isoflops)),
+        _section("Best N and D for a budget", _optimum(found.optimum)),
         _section("Sampling steps", _sampling(found.sampling)),
         _section("Methods of the first law", "" if found.methods is None else str(found.methods)),
     ]
@@ -57,7 +59,8 @@ def _notes(notes: Sequence[Note]) -> str:
     return "\n".join(f"! {note.text}" for note in notes)
 
 
-def _law(law: LawFit) -> str:
+def law_text(law: LawFit) -> str:
+    """One law: its parameters and notes."""
     rows = [parameter(one) for one in law.parameters]
     head = f"{law.form}: {law.equation}  ({law.points} scores, {law.cells} cells, scatter {law.residual_sd:.1%})"
     notes = [note for note in law.notes if note.kind != "at_bound"]
@@ -79,10 +82,10 @@ def _validation(validation: Validation) -> str:
             )
         else:
             folds = one.refusals[-1].reason if one.refusals else "-"
-        errors = [_percent(value) for value in (one.median_error, one.max_error, one.leave_one_out_median)]
+        errors = [_percent(value) for value in (one.rms_error, one.max_error, one.leave_one_out_median)]
         rows.append([("* " if one.form == validation.chosen else "  ") + one.form, *errors, folds])
     chosen = "no form is chosen" if validation.chosen is None else f"chosen: {validation.chosen}"
-    body = table(rows, ["form", "median", "largest", "leave one out", "folds (predicted / measured - 1)"])
+    body = table(rows, ["form", "rms of logs", "largest", "leave one out", "folds (predicted / measured - 1)"])
     return f"{body}\n{chosen}; {validation.reason}"
 
 
@@ -99,9 +102,12 @@ def _correlations(found: Correlations | Refusal) -> str:
         found.params_given_gflops,
     ):
         given = f" | {one.given}" if one.given else ""
-        rows.append([f"{one.x}, {one.y}{given}", one.kind, f"{one.value:.2f}", str(one.interval or "-")])
+        rows.append(
+            [f"{one.x}, {one.y}{given}", one.kind, f"{one.value:.2f}", str(one.interval or "-"), f"{one.chance:.4f}"]
+        )
     head = f"block {found.block} after {found.step:,} steps, {found.gflops_score.cells} cells"
-    return f"{head}\n{table(rows, ['of', '', 'r', '95 %'])}\n{found.said}"
+    nominal = "(a fixed grid, not pairs at random: intervals are nominal; chance: scores dealt to the cells at random)"
+    return "\n".join([head, table(rows, ["of", "", "r", "nominal 95 %", "chance"]), found.said, nominal])
 
 
 def _blocks(found: BlockComparison | Refusal) -> str:
@@ -122,7 +128,20 @@ def _blocks(found: BlockComparison | Refusal) -> str:
         )
     head = f"times the compute of {found.reference} for the same score; {found.equation}"
     body = table(rows, ["block", "compute x", "95 %", "score x", "95 %", "cells", ""])
-    return "\n".join([head, body, *([_notes(found.notes)] if found.notes else [])])
+    factors = [
+        [
+            one.block,
+            "-" if one.factor is None else f"{one.factor:.3g}",
+            str(one.interval or "-"),
+            "-" if one.compute_factor is None else f"{one.compute_factor:.3g}",
+            str(one.cells),
+            one.said or "",
+        ]
+        for one in found.steps
+    ]
+    heads = ["block", "training steps x", "95 %", "compute x", "cells", "at one size and patch size"]
+    parts = [head, body, *([table(factors, heads)] if factors else [])]
+    return "\n".join([*parts, *([_notes(found.notes)] if found.notes else [])])
 
 
 def _frontier(found: Frontier | Refusal) -> str:
@@ -178,6 +197,33 @@ def _isoflop(found: IsoFlop | Refusal) -> str:
     head = f"block {found.block}, patch size {found.patch_size}"
     slope = table([parameter(found.exponent)], ["", "value", "95 %", ""])
     return "\n".join([head, body, slope, *([_notes(found.notes)] if found.notes else [])])
+
+
+def _optimum(found: Optimum | Refusal) -> str:
+    if isinstance(found, Refusal):
+        return f"refused: {found.reason}"
+    rows = [
+        [
+            f"{one.train_gflops:.3e}",
+            f"{one.params:.4g}",
+            str(one.params_interval or "-"),
+            f"{one.images_seen:.4g}",
+            str(one.images_interval or "-"),
+            f"{one.score:.4g}",
+        ]
+        for one in found.budgets
+    ]
+    head = f"of {found.form}, C = k N D with k = {found.per_pair:.4g}"
+    exponents = [
+        [name, *parameter(one)[1:]] for name, one in (("N*", found.params_exponent), ("D*", found.images_exponent))
+    ]
+    return "\n".join(
+        [
+            head,
+            table(rows, ["C", "N*", "95 %", "D*", "95 %", "score"]),
+            table(exponents, ["exponent of", "value", "95 %", ""]),
+        ]
+    )
 
 
 def _sampling(found: SamplingLaw | Refusal) -> str:
@@ -243,7 +289,7 @@ def forecast_rows(forecast: Forecast) -> list[Row]:
             "prediction_95": "-" if one.prediction is None else str(one.prediction),
             "law_95": "-" if one.confidence is None else str(one.confidence),
             "form": errors[one.block].form if one.block in errors else None,
-            "forward_error": _error(errors[one.block].median_error) if one.block in errors else "-",
+            "forward_rms": _error(errors[one.block].rms_error) if one.block in errors else "-",
             "said": one.said,
         }
         for one in forecast.cells

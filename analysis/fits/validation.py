@@ -1,27 +1,30 @@
 """Forward-chained validation: fit on the small sizes, predict the next one, for every form; the errors choose the form.
 
-Errors are of scores at the common training step, seeds averaged, predicted / measured - 1. Forms are ranked by the root mean square of log
-errors over the folds that all of them could be fitted on (what cannot be fitted on the last fold is not chosen); of equally good
-ones the form with the fewest parameters is taken.
+Errors are of scores at the common training step, seeds averaged, predicted / measured - 1. A size is predicted from the smaller ones alone,
+and once more with its cheapest cell known, which forms that need as many sizes can be fitted on too. Forms are ranked by the root mean
+square of log errors over all folds; on one that a form cannot be fitted on it stands as the best that could, so that such a fold is
+neither lost to the others nor held against it. Of equally good ones the form with the fewest parameters is taken.
 Leave-one-out errors stand beside, they are of interpolation and usually smaller. Alabdulmohsin et al. arXiv:2209.06640 judge by
 extrapolation likewise.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from analysis.fits import diagnostics
-from analysis.fits.fit import Estimate, NotIdentified, Refusal, estimate_law, fit_law, problem_of, rows_for
-from analysis.fits.laws import FORMS, Form
+from analysis.fits.fit import LOSS, Estimate, NotIdentified, Refusal, estimate_law, fit_law, problem_of, rows_for
+from analysis.fits.laws import FORMS, Form, forms_for
 from analysis.fits.noise import noise_of
 from analysis.fits.observations import CELL, VARIABLES, Observations
 from analysis.fits.record import Record
 from analysis.fits.refine import RESAMPLE_TOLERANCE, minimise
 
 _FOLD_REPLICATES = 100
+_MOST_FOLDS = 4  # sizes that are predicted: the last ones
+_COST = "train_gflops"
 _TIE = 1.1  # forward errors within a tenth of each other, or within the noise, are equally good
 
 
@@ -38,16 +41,20 @@ class HeldOut(Record):
 
 @dataclass(frozen=True)
 class Fold(Record):
-    """One fold: `fitted_on` (sizes) -> `predicted` (size)."""
+    """One fold: `fitted_on` (sizes, and the cheapest cell of the predicted one where it is `begun`) -> `predicted` (size)."""
 
     fitted_on: tuple[str, ...]
     predicted: str
     held_out: tuple[HeldOut, ...]
+    begun: bool = False
 
 
 @dataclass(frozen=True)
 class FormValidation(Record):
-    """One form's folds. `median_error`, `max_error` are of |error| over all held-out scores, `rms_error` of log errors; None without."""
+    """One form's folds. `median_error`, `max_error` are of |error| over the held-out scores, `rms_error` of log errors; None without.
+
+    They are of sizes of which nothing was known, or of begun ones where the form could be fitted to no others.
+    """
 
     form: str
     equation: str
@@ -81,14 +88,7 @@ def cell_means(observations: Observations) -> Observations:
     means = rows.groupby(keys, dropna=False, sort=False)[observations.metric].transform("mean")
     rows[observations.metric] = np.exp(means)
     first = ~rows.duplicated(keys)
-    return Observations(
-        observations.study,
-        rows[first].reset_index(drop=True),
-        observations.metric,
-        observations.label,
-        observations.protocol,
-        observations.left_out,
-    )
+    return replace(observations, rows=rows[first].reset_index(drop=True))
 
 
 def cell_name(row: object) -> str:
@@ -96,21 +96,24 @@ def cell_name(row: object) -> str:
     return f"{row.size}/{row.patch_size}"  # type: ignore[attr-defined]
 
 
-def validate(observations: Observations, forms: tuple[str, ...] | None = None, loss: str = "huber") -> Validation:
+def validate(observations: Observations, forms: tuple[str, ...] | None = None, loss: str = LOSS) -> Validation:
     """Forward-chain every form over the sizes of one block, in order of their parameters."""
-    found = tuple(_one_form(observations, FORMS[name], loss) for name in forms or FORMS)
+    found = tuple(_one_form(observations, FORMS[name], loss) for name in forms or forms_for(observations))
     return Validation(found, *_choose(found, observations.sizes, noise_of(observations).sd))
 
 
 def _one_form(observations: Observations, form: Form, loss: str) -> FormValidation:
     sizes = observations.sizes
     folds, refusals = [], []
-    for count in range(2, len(sizes)):
-        try:
-            folds.append(_fold(observations, form, loss, tuple(sizes[:count]), sizes[count]))
-        except NotIdentified as reason:
-            refusals.append(Refusal(form.name, f"fitted on {', '.join(sizes[:count])}: {reason}"))
-    errors = [abs(one.error) for fold in folds for one in fold.held_out]
+    for count in range(max(2, len(sizes) - _MOST_FOLDS), len(sizes)):
+        for begun in (True, False):
+            try:
+                folds.append(_fold(observations, form, loss, sizes, count, begun))
+            except NotIdentified as reason:
+                if not begun:
+                    refusals.append(Refusal(form.name, f"fitted on {', '.join(sizes[:count])}: {reason}"))
+    ahead = [fold for fold in folds if not fold.begun] or folds
+    errors = [abs(one.error) for fold in ahead for one in fold.held_out]
     out, size_out = _left_out(observations, form, loss)
     return FormValidation(
         form=form.name,
@@ -119,18 +122,24 @@ def _one_form(observations: Observations, form: Form, loss: str) -> FormValidati
         refusals=tuple(refusals),
         median_error=float(np.median(errors)) if errors else None,
         max_error=max(errors) if errors else None,
-        rms_error=_rms(folds),
+        rms_error=_rms(ahead),
         leave_one_out_median=float(np.median(np.abs(out))) if len(out) else None,
         leave_one_out_max=float(np.abs(out).max()) if len(out) else None,
         leave_one_size_out_median=float(np.median(np.abs(size_out))) if len(size_out) else None,
     )
 
 
-def _fold(observations: Observations, form: Form, loss: str, fitted_on: tuple[str, ...], held: str) -> Fold:
-    names = observations.labels("size")
-    law = fit_law(observations.at(np.isin(names, fitted_on)), form.name, loss=loss, replicates=_FOLD_REPLICATES)
-    common = observations.at_common_step()
-    target = cell_means(common.at(common.labels("size") == held))
+def _fold(observations: Observations, form: Form, loss: str, sizes: list[str], count: int, begun: bool) -> Fold:
+    """Size number `count` from the smaller ones, and, where it is `begun`, from its cheapest cell."""
+    held, names, cells = sizes[count], observations.labels("size"), observations.cells
+    fitted_on, kept = tuple(sizes[:count]), np.isin(names, sizes[:count])
+    if begun:
+        mine = np.flatnonzero(names == held)
+        first = cells == cells[mine[np.argmin(observations.column(_COST)[mine])]]
+        fitted_on, kept = (*fitted_on, cell_name(next(observations.at(first).rows.itertuples()))), kept | first
+    law = fit_law(observations.at(kept), form.name, loss=loss, replicates=_FOLD_REPLICATES)
+    target = observations.at(~kept & observations.common & (names == held))
+    target = cell_means(target) if len(target) else target
     if not len(target):
         raise NotIdentified(f"{held} has no score at the common training step")
     predictions = law.predict({name: target.column(name) for name in VARIABLES})
@@ -141,6 +150,7 @@ def _fold(observations: Observations, form: Form, loss: str, fitted_on: tuple[st
             HeldOut(cell_name(row), one.score, float(y), one.score / float(y) - 1, float(y) in one.prediction)
             for row, one, y in zip(target.rows.itertuples(), predictions, target.score)
         ),
+        begun,
     )
 
 
@@ -168,13 +178,12 @@ def _errors(estimate: Estimate, loss: str, masks: list[np.ndarray]) -> np.ndarra
     weights = np.stack(masks).astype(float)
     theta = minimise(problem_of(form, u, loss), start, target, weights, RESAMPLE_TOLERANCE)[0]
     predicted = form.log_score(theta, u)
-    last = data.rows["step"].to_numpy() == data.at_common_step().rows["step"].iloc[0]
-    return np.concatenate([np.expm1((line - target)[~mask & last]) for line, mask in zip(predicted, masks)])
+    return np.concatenate([np.expm1((line - target)[~mask & data.common]) for line, mask in zip(predicted, masks)])
 
 
 def _rms(folds: list[Fold] | tuple[Fold, ...]) -> float | None:
-    errors = [np.log1p(one.error) for fold in folds for one in fold.held_out]
-    return float(np.sqrt(np.mean(np.square(errors)))) if errors else None
+    errors = [square for fold in folds for square in _squares(fold)]
+    return float(np.sqrt(np.mean(errors))) if errors else None
 
 
 def _choose(forms: tuple[FormValidation, ...], sizes: list[str], noise_sd: float) -> tuple[str | None, str]:
@@ -183,12 +192,32 @@ def _choose(forms: tuple[FormValidation, ...], sizes: list[str], noise_sd: float
     able = [one for one in forms if any(fold.predicted == sizes[-1] for fold in one.folds)]
     if not able:
         return None, f"no form could be fitted on {', '.join(sizes[:-1])} to predict {sizes[-1]}"
-    shared = set.intersection(*({fold.predicted for fold in one.folds} for one in able))
-    errors = {one.form: _rms([fold for fold in one.folds if fold.predicted in shared]) or 0.0 for one in able}
+    squares = {one.form: {(fold.fitted_on, fold.predicted): _squares(fold) for fold in one.folds} for one in able}
+    folds = {key: len(values) for one in squares.values() for key, values in one.items()}
+    best = {key: min(_mean(one[key]) for one in squares.values() if key in one) for key in folds}
+
+    def error(form: str) -> float:
+        own = squares[form]
+        total = sum(count * (_mean(own[key]) if key in own else best[key]) for key, count in folds.items())
+        return float(np.sqrt(total / sum(folds.values())))
+
+    errors = {name: error(name) for name in squares}
     enough = max(_TIE * min(errors.values()), noise_sd)
     chosen = min(errors, key=lambda name: (errors[name] > enough, FORMS[name].size, errors[name]))
-    predicted = ", then ".join(f"{', '.join(sizes[: sizes.index(one)])} -> {one}" for one in sizes if one in shared)
-    others = ", ".join(f"{name} {error:.1%}" for name, error in errors.items() if name != chosen)
+    predicted = ", then ".join(f"{', '.join(fitted_on)} -> {held}" for fitted_on, held in folds)
+    largest = {one.form: one.max_error or 0.0 for one in able}
+    others = ", ".join(f"{name} {one:.1%} ({largest[name]:.0%})" for name, one in errors.items() if name != chosen)
     beside = f"; others: {others}" if others else " (the only form that could be fitted)"
     rule = "smallest forward error" if errors[chosen] == min(errors.values()) else "fewest parameters of the best forms"
-    return chosen, f"{rule} ({predicted}): {errors[chosen]:.1%} rms of log scores{beside}"
+    said = f"{rule} ({predicted}): {errors[chosen]:.1%} rms of log scores, largest error {largest[chosen]:.0%}{beside}"
+    lacking = [", ".join(key[0]) for key in folds if key not in squares[chosen]]
+    return chosen, said + (f"; it could not be fitted on {' nor on '.join(lacking)}" if lacking else "")
+
+
+def _squares(fold: Fold) -> list[float]:
+    """Squared log errors of a fold."""
+    return [float(np.log1p(one.error) ** 2) for one in fold.held_out]
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values))

@@ -19,7 +19,7 @@ from analysis.results import StudyResults
 from analysis.seeds import require_one_variant
 from analysis.style import Look, Looks
 from analysis.tables import plain
-from dit.design.blocks import in_order, label_of
+from dit.design.blocks import block_label, in_order
 
 Chart = dict[str, Any]
 _POINTS = {"o": "circle", "s": "rect", "^": "triangle", "v": "triangle", "D": "rectRot", "P": "cross", "": "circle"}
@@ -54,7 +54,7 @@ def _axis(label: str, log: bool) -> dict[str, Any]:
 
 def _chart(name: str, title: str, x: dict[str, Any], y: dict[str, Any], series: list[dict[str, Any]]) -> Chart:
     groups = list(dict.fromkeys(one["group"] for one in series))
-    main = label_of(MAIN_BLOCK)
+    main = block_label(MAIN_BLOCK)
     first = main if main in groups else groups[0]
     return {
         "id": name,
@@ -90,7 +90,7 @@ def _by_cell(name: str, title: str, shown: Scores, x: str, label: str, looks: Lo
             for patch in looks.patches:
                 one = rows[(rows["size"] == size) & (rows["patch_size"] == patch)]
                 if not one.empty:
-                    series.append(_series(looks.cell(size, patch), label_of(block), *_points(one, x, shown.metric)))
+                    series.append(_series(looks.cell(size, patch), block_label(block), *_points(one, x, shown.metric)))
     return _chart(name, title, _axis(label, True), _axis(shown.label, shown.spans_decades), series)
 
 
@@ -156,7 +156,9 @@ def _losses(logged: Frame, looks: Looks) -> Chart:
                 if not one.empty:
                     runs = list(dict.fromkeys(one["run"].astype(str)))
                     name = runs[0] if len(runs) == 1 else f"mean of {len(runs)} runs: {', '.join(runs)}"
-                    series.append({**_series(looks.cell(size, patch), label_of(block), _thinned(one), []), "run": name})
+                    series.append(
+                        {**_series(looks.cell(size, patch), block_label(block), _thinned(one), []), "run": name}
+                    )
     chart = _chart("loss", "Training loss", _axis("Training steps", False), _axis("Training loss", False), series)
     settled = np.concatenate([[point[1] for point in one["points"][len(one["points"]) // 20 :]] for one in series])
     low, high = float(settled.min()), float(settled.max())

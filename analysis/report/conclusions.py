@@ -18,7 +18,7 @@ from analysis.fits.validation import Validation
 from analysis.forecast import ScoredForecast, score_all
 from analysis.report.tables import Table, table
 from analysis.results import StudyResults
-from dit.design.blocks import label_of
+from dit.design.blocks import block_label
 from dit.errors import UserError
 
 
@@ -79,7 +79,7 @@ def _words(found: Conclusions) -> tuple[str, ...]:
     """The conclusions in one sentence each, for the summary."""
     words = []
     if not isinstance(found.correlations, Refusal):
-        words.append(f"Gflops or parameters ({label_of(found.correlations.block)}): {found.correlations.said}.")
+        words.append(f"Gflops or parameters ({block_label(found.correlations.block)}): {found.correlations.said}.")
     if found.laws:
         law = found.laws[0]
         held_out = next((one for one in found.validation.forms if one.form == law.form), None)
@@ -97,13 +97,13 @@ def _words(found: Conclusions) -> tuple[str, ...]:
 
 def _multiplier_words(blocks: BlockComparison) -> str:
     told = [
-        f"{label_of(one.block)} needs {one.multiplier:.3g} times ({one.interval}) the compute"
+        f"{block_label(one.block)} needs {one.multiplier:.3g} times ({one.interval}) the compute"
         if one.multiplier is not None
-        else f"{label_of(one.block)}: {one.said}"
+        else f"{block_label(one.block)}: {one.said}"
         for one in blocks.multipliers
     ]
     told += dict.fromkeys(f"each {one.said}" for one in blocks.multipliers if one.said and one.multiplier is not None)
-    return f"For the score of {label_of(blocks.reference)}, {'; '.join(told)}."
+    return f"For the score of {block_label(blocks.reference)}, {'; '.join(told)}."
 
 
 def _values(law: LawFit) -> str:
@@ -202,14 +202,16 @@ def _correlations(found: Correlations) -> Part:
         for one in kinds
     ]
     return Part(
-        f"Correlations, {label_of(found.block)} after {found.step:,} steps", (found.said,), table(rows, list(rows[0]))
+        f"Correlations, {block_label(found.block)} after {found.step:,} steps",
+        (found.said,),
+        table(rows, list(rows[0])),
     )
 
 
 def _blocks(found: BlockComparison) -> Part:
     rows = [
         {
-            "block": label_of(one.block),
+            "block": block_label(one.block),
             "compute for the same score": one.multiplier,
             "95 % interval": _between(one.interval),
             "score at the same compute": one.score_ratio,
@@ -219,7 +221,7 @@ def _blocks(found: BlockComparison) -> Part:
         }
         for one in found.multipliers
     ]
-    words = f"Relative to {label_of(found.reference)}: {found.equation}, {_parameter(found.exponent)}."
+    words = f"Relative to {block_label(found.reference)}: {found.equation}, {_parameter(found.exponent)}."
     columns = list(rows[0]) if rows else []
     return Part("Blocks as multipliers of compute", (words,), table(rows, columns), tuple(n.text for n in found.notes))
 
@@ -229,7 +231,7 @@ def _frontier(found: Frontier) -> Part:
         {
             "train Gflops": one.train_gflops,
             "best cell": f"{one.size}/{one.patch_size}",
-            "block": label_of(one.block),
+            "block": block_label(one.block),
             "params": one.params,
             found.metric: one.score,
             "how sure %": _percent(one.probability),
@@ -237,7 +239,7 @@ def _frontier(found: Frontier) -> Part:
         }
         for one in found.optimal
     ]
-    on = [f"{label_of(gap.block)} {gap.cell}" for gap in found.gaps if gap.on_frontier]
+    on = [f"{block_label(gap.block)} {gap.cell}" for gap in found.gaps if gap.on_frontier]
     words = (
         f"{len(found.points)} scores are on the frontier: no score of at most the same training compute is better. "
         f"Cells on it: {', '.join(on)}."
@@ -259,7 +261,7 @@ def _isoflop(found: IsoFlop) -> Part:
         for one in found.budgets
     ]
     words = f"N_opt against compute: {_parameter(found.exponent)}."
-    title = f"isoFLOP, {label_of(found.block)}, patch {found.patch_size}"
+    title = f"isoFLOP, {block_label(found.block)}, patch {found.patch_size}"
     return Part(title, (words,), table(rows, list(rows[0]) if rows else []), tuple(one.text for one in found.notes))
 
 
@@ -296,7 +298,7 @@ def forecasts(study: StudyResults) -> list[Part]:
         {
             "frozen": one.created,
             "of": one.target,
-            "cell": cell.cell.replace(cell.block, label_of(cell.block), 1),
+            "cell": cell.cell.replace(cell.block, block_label(cell.block), 1),
             "step": cell.step,
             "forecast": cell.forecast,
             "95 % interval": _between(cell.prediction),

@@ -15,7 +15,7 @@ from analysis.frames import Frame
 from analysis.report.tables import Table, table
 from analysis.results import StudyResults
 from dit.design import flops
-from dit.design.blocks import label_of
+from dit.design.blocks import block_label
 from dit.store.study import FAILED, RunStore, load_study
 
 _COLUMNS = (
@@ -59,7 +59,7 @@ def costs(study: StudyResults, logged: Frame) -> Costs | None:
         sampling += flops.scoring_gflops(run)
         rows.append(
             {
-                **{"block": label_of(run.model.block), "size": run.model.size, "patch_size": run.model.patch_size},
+                **{"block": block_label(run.model.block), "size": run.model.size, "patch_size": run.model.patch_size},
                 "planned": flops.train_gflops(run, run.steps),
                 "done": flops.train_gflops(run, min(status["step"], run.steps)),
                 "seconds": seconds.get(run.run, float("nan")),

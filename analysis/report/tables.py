@@ -11,12 +11,13 @@ from analysis.frames import Frame
 from analysis.protocols import describe
 from analysis.results import StudyResults
 from analysis.tables import plain
-from dit.design.blocks import label_of
+from dit.design.blocks import block_label
+from dit.design.metrics import is_better_higher, label_of, of_column
 
 MOST_ROWS = 3000
 _CELL = ["block", "size", "patch_size"]
 _CONSTANT = ("study", "source")
-_MINOR = ("tokens", "params", "images_seen", "sampling_gflops", "num_samples", "cfg_scale", "protocol", "status")
+_MINOR = ("tokens", "params", "images_seen", "nfe", "sampling_gflops", "num_samples", "cfg_scale", "protocol", "status")
 _HEADS = {
     "patch_size": ("patch", "patch size"),
     "params": ("params", "trainable parameters"),
@@ -24,11 +25,11 @@ _HEADS = {
     "train_gflops": ("train Gflops", "Gflops · batch · steps · 3; one multiply-add is one flop"),
     "sampling_gflops": ("sampling Gflops", "to sample one image; one multiply-add is one flop"),
     "sampling_steps": ("sampling steps", "steps of the sampler"),
+    "nfe": ("model calls", "of the sampler for one image; a guided call is one"),
     "num_samples": ("samples", "how many samples were scored"),
     "cfg_scale": ("guidance", "scale of classifier-free guidance; 1 is none"),
     "images_seen": ("images", "images seen in training"),
     "batch_size": ("batch", "batch size"),
-    "inception_score": ("IS", "Inception Score"),
     "goodput": ("goodput", "share of the time of all attempts that went into steps which no later attempt did again"),
 }
 
@@ -98,9 +99,16 @@ def written(value: Any) -> str:
 
 
 def _column(name: str, values: list[Any]) -> Column:
-    head, meaning = _HEADS.get(name, (name.replace("_", " "), ""))
+    head, meaning = _HEADS.get(name) or (name.replace("_", " "), _of_metric(name))
     numeric = all(isinstance(value, int | float) for value in values if value is not None)
     return Column(name, head, meaning, numeric, name in _MINOR)
+
+
+def _of_metric(name: str) -> str:
+    """What a metric's column holds; empty for any other column."""
+    if of_column(name) is None:
+        return ""
+    return f"{label_of(name)}; {'higher' if is_better_higher(name) else 'lower'} is better"
 
 
 def cell_table(shown: Scores) -> Table:
@@ -109,7 +117,7 @@ def cell_table(shown: Scores) -> Table:
     fixed = rows.groupby(_CELL)[["params", "gflops", "train_gflops"]].first().reset_index()
     means = over_seeds(rows, _CELL, shown.metric).merge(fixed, on=_CELL)
     means = means.sort_values("mean", kind="stable").rename(columns={"mean": shown.metric, "n": "seeds"})
-    means["block"] = means["block"].map(label_of)
+    means["block"] = means["block"].map(block_label)
     return table(means.to_dict("records"), [*_CELL, "params", "gflops", "train_gflops", shown.metric, "sd", "seeds"])
 
 
@@ -121,7 +129,7 @@ def score_table(study: StudyResults) -> Table:
     kept = rows.head(MOST_ROWS)
     first = [*_CELL, "seed", "step", *study.metrics, "gflops", "train_gflops"]
     rest = [name for name in study.table.columns if name not in (*first, *_CONSTANT, "run")]
-    named = kept.assign(block=kept["block"].map(label_of, na_action="ignore"))
+    named = kept.assign(block=kept["block"].map(block_label, na_action="ignore"))
     made = table(named.to_dict("records"), [*first, *rest, "run"], fold=True)
     return Table(made.columns, made.rows, made.constants, more=len(study.table) - len(kept))
 

@@ -12,7 +12,7 @@ from analysis.frames import Frame
 from analysis.report.costs import Costs
 from analysis.report.tables import cells_of, written
 from analysis.results import StudyResults
-from dit.design.blocks import label_of
+from dit.design.blocks import block_label
 from dit.design.duration import duration
 
 _CELL = ["block", "size", "patch_size"]
@@ -49,7 +49,7 @@ def _extent(study: StudyResults, cost: Costs | None) -> str:
 
 def _best(shown: Scores, last: Frame, means: Frame) -> str:
     best = means.iloc[0]
-    name = f"{label_of(best['block'])} {best['size']}/{best['patch_size']}"
+    name = f"{block_label(best['block'])} {best['size']}/{best['patch_size']}"
     step = int(last["step"].iloc[0])
     return (
         f"After {step:,} training steps the best of {len(means)} cells is {name} with {shown.label} {_mean(best)}, "
@@ -71,12 +71,12 @@ def _blocks(shown: Scores, means: Frame) -> list[str]:
     full = means[several == several.max()]
     largest = full.loc[full["gflops"].astype(float).idxmax()]
     cell = full[(full["size"] == largest["size"]) & (full["patch_size"] == largest["patch_size"])].sort_values("mean")
-    ranking = ", ".join(f"{label_of(one['block'])} {mean_and_deviation(one)}" for _, one in cell.iterrows())
+    ranking = ", ".join(f"{block_label(one['block'])} {mean_and_deviation(one)}" for _, one in cell.iterrows())
     first = full.sort_values("mean").groupby(["size", "patch_size"])["block"].first()
     winner = first.value_counts()
     blocks = f"Blocks at {largest['size']}/{largest['patch_size']}: {ranking}."
     if len(first) > 1:
-        best = label_of(str(winner.index[0]))
+        best = block_label(str(winner.index[0]))
         blocks += (
             f" {best} is best in {int(winner.iloc[0])} of {len(first)} cells that have {int(several.max())} blocks."
         )
@@ -98,7 +98,7 @@ def _compute(shown: Scores, means: Frame) -> list[str]:
         rows = means[means["block"] == block]
         if len(rows) >= 3:
             r = log_correlation(rows["gflops"], rows["mean"])
-            words.append(f"{label_of(block)} {r:.2f}".replace("-0", "−0"))
+            words.append(f"{block_label(block)} {r:.2f}".replace("-0", "−0"))
     if not words:
         return []
     beside = " (the paper reports −0.93 for adaLN-Zero on ImageNet)" if shown.metric != "fid" else ""

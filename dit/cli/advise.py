@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +19,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--for", dest="target", metavar="CELL", help="whose forecast to narrow: XL, XL/2 or an expression"
     )
     parser.add_argument("--top", type=int, default=10, help="candidates to list (default: 10)")
+    parser.add_argument(
+        "--with-young-averages", action="store_true", help="use scores of averages that still hold the first weights"
+    )
     parser.add_argument("--json", action="store_true", help="everything as JSON")
 
 
@@ -30,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.top < 1:
         raise UserError(f"--top {args.top}: expected 1 or more")
-    found = advise(collect(args.source).where(args.where), args.target)
+    study = replace(collect(args.source), with_young_averages=args.with_young_averages)
+    found = advise(study.where(args.where), args.target)
     print(json.dumps(found.to_json(), indent=1, allow_nan=False) if args.json else advice_text(found, args.top))
     return 0

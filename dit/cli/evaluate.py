@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from dit.design.config import Precision
+from dit.design.metrics import ADM, metric, metrics
 from dit.errors import UserError
 from dit.hosts import distributed
-from dit.score.features import NAMES, Extractor, NetworkExtractor, column, make_extractor
+from dit.score.features import Extractor, NetworkExtractor, column, extractor_names, make_extractor
 from dit.score.metrics.bootstrap import LEAST_RESAMPLES
 
 if TYPE_CHECKING:
@@ -53,19 +54,23 @@ CHOICES = {"precision": get_args(Precision)}
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    from dit.score.scores import DEFAULT, METRICS
-
+    known = [one.name for one in metrics()]
     add = parser.add_argument
     add("samples", metavar="SAMPLES", help=".npz with arr_0 (uint8 NHWC), a folder of images, or a checkpoint")
     add("--reference", required=True, help="file of `dit reference`, ADM batch, images, or data set by name")
-    add("--extractor", choices=NAMES, default="inception", help="what makes features of images (default: inception)")
+    add(
+        "--extractor",
+        choices=extractor_names(),
+        default="inception",
+        help="what makes features of images (default: inception)",
+    )
     add("--weights", help="Inception weights: .pth, .safetensors or .pb; random:SEED for a demonstration")
     add(
         "--metrics",
         nargs="+",
-        choices=METRICS,
+        type=_metric,
         metavar="METRIC",
-        help=f"some of {', '.join(METRICS)} (default: the first {len(DEFAULT)})",
+        help=f"some of {', '.join(known)} (default: {', '.join(ADM)})",
     )
     add("--num-samples", type=int, help="take only the first so many samples")
     add("--half", action="store_true", help="precision and recall in float16, as the original suite rounds")
@@ -92,13 +97,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     distributed.declare(parser)
 
 
+def _metric(name: str) -> str:
+    return metric(name).name
+
+
 def run(args: argparse.Namespace) -> None:
     """Score the samples, print the table and write the row."""
     from dit.cli.progress import ImageProgress
     from dit.hosts.processes import SHARES_S, Processes
     from dit.score import reference
     from dit.score.evaluation import gather
-    from dit.score.scores import DEFAULT, NEED_SAMPLES, score
+    from dit.score.scores import score
     from dit.store.study import write_json
 
     distributed.share(args.distributed)
@@ -120,16 +129,15 @@ def run(args: argparse.Namespace) -> None:
     partial = _partial(args.out or path)
     with ImageProgress("reference", processes.leads) as progress:
         real = reference.load(args.reference, extractor, args.batch_size, partial / "reference", progress, say)
-    metrics = tuple(args.metrics or DEFAULT)
-    keep = count if args.bootstrap or set(metrics) & set(NEED_SAMPLES) else 0
+    chosen = tuple(args.metrics or ADM)
+    keep = count if args.bootstrap or any(metric(name).keeps_features for name in chosen) else 0
     with ImageProgress("samples", processes.leads) as progress:
         statistics = gather(extractor, images, args.batch_size, count, keep, partial / "samples", progress)
-    scores = score(statistics, real, metrics, args.half, args.bootstrap, args.seed, required=args.metrics is not None)
+    scores = score(statistics, real, chosen, args.half, args.bootstrap, args.seed, required=args.metrics is not None)
     for name, found in scores.items():
         if found.reason:
             say(f"no {name}: {found.reason}")
     row = _row(args, extractor, images, count, real, scores, say)
-    del statistics  # its kept features are mapped from the folder that goes now
     processes.meet("scores taken")
     if not processes.leads:
         return

@@ -2,7 +2,8 @@
 
     dit export runs/paper/runs/adaln_zero-XL-2-s0-0123456789ab --out xl-2.safetensors
 
-The release holds adaLN-Zero models only, so only those have official names. Importing the file again gives the same weights, bit for bit.
+Of DiT the release holds adaLN-Zero models only, so only those have official names; a U-Net has ADM's or latent diffusion's. Importing
+the file again gives the same weights, bit for bit.
 """
 
 from __future__ import annotations

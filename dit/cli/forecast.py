@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,9 +30,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--score", action="store_true", help="compare frozen forecasts with what was measured")
     parser.add_argument("--where", metavar="EXPR", help="use these scores only, like \"protocol == '1a2b3c4d5e6f'\"")
     parser.add_argument("--form", help="a form of `dit fit` instead of the one that forward validation chooses")
-    parser.add_argument("--loss", choices=("huber", "squares"), default="huber", help="as in `dit fit`")
+    parser.add_argument("--loss", choices=("squares", "huber"), default="squares", help="as in `dit fit`")
     parser.add_argument("--retrospective", action="store_true", help="allow cells that have their score, and say so")
     parser.add_argument("--force", action="store_true", help="print forecasts more than a decade past the data")
+    parser.add_argument(
+        "--with-young-averages", action="store_true", help="use scores of averages that still hold the first weights"
+    )
     parser.add_argument("--out", type=Path, help="folder of forecasts (default: DIR/forecasts)")
     parser.add_argument("--json", action="store_true", help="JSON on standard output")
 
@@ -40,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Freeze or score."""
     from analysis.results import collect, output_folder
 
-    study = collect(args.source)
+    study = replace(collect(args.source), with_young_averages=args.with_young_averages)
     folder = args.out or output_folder(args.source, study) / "forecasts"
     return _score(study, folder, args) if args.score else _freeze(study, folder, args)
 

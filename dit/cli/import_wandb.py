@@ -30,10 +30,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Import; one line on standard output."""
+    from analysis.frames import pairs
     from analysis.wandb_import import Fields, import_runs
     from analysis.wandb_sources import read_files, read_project
 
-    fields = Fields(_pairs(args.map, "--map"), _pairs(args.set, "--set"))
+    fields = Fields(pairs(args.map, "--map"), pairs(args.set, "--set"))
     is_project = len(args.source) == 1 and not Path(args.source[0]).exists()
     if (
         is_project
@@ -53,15 +54,3 @@ def run(args: argparse.Namespace) -> int:
     study = import_runs(logged, fields, args.study or args.out.name, ", ".join(args.source), args.out)
     print(f"{args.out}: {len(study.runs)} run{'s' * (len(study.runs) > 1)} of study {study.name}")
     return 0
-
-
-def _pairs(texts: list[str], option: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not (name and equals and value):
-            raise UserError(
-                f"{option} {text}: expected FIELD=..., as in {option} {'loss=train/loss' if option == '--map' else 'seed=0'}"
-            )
-        found[name] = value
-    return found

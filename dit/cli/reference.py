@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from dit.errors import UserError
 from dit.hosts import distributed
-from dit.score.features import NAMES, Extractor, make_extractor
+from dit.score.features import Extractor, extractor_names, make_extractor
 
 if TYPE_CHECKING:
     from dit.data.image_sets import ImageSet
@@ -38,7 +38,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=".npz with arr_0, folder of images, data set by name, folder of latents, or bare mu/sigma file to declare",
     )
     add("--out", type=Path, required=True, help="the .npz to write")
-    add("--extractor", choices=NAMES, default="inception", help="what makes features of images (default: inception)")
+    add(
+        "--extractor",
+        choices=extractor_names(),
+        default="inception",
+        help="what makes features of images (default: inception)",
+    )
     add("--weights", help="Inception weights: .pth, .safetensors or .pb; random:SEED for a demonstration")
     add("--vae", type=Path, metavar="DIR", help="autoencoder that decodes SOURCE, a folder of latents")
     add(

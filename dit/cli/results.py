@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from analysis.frames import Frame
     from analysis.results import StudyResults
 
-_HIDDEN = ("run", "recipe", "study", "tokens", "images_seen", "sampling_gflops", "source")
+_HIDDEN = ("run", "recipe", "study", "tokens", "images_seen", "nfe", "sampling_gflops", "source")
 """Columns that a table for reading leaves out unless asked."""
 _HIDDEN_WHERE_EQUAL = ("image_size", "batch_size")
 """And these, where all rows have the same."""

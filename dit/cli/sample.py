@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dit.design.parts import names
+from dit.design.samplers import Sampler
 from dit.errors import UserError
 from dit.hosts import distributed
 from dit.store.files import whole
@@ -36,7 +38,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="3",
         help="channels that guidance moves: 3 as in the paper's code, or all (default: 3)",
     )
-    add("--sampler", choices=("ddpm", "ddim"), default="ddpm", help="default: ddpm")
+    add(
+        "--sampler",
+        choices=names(Sampler),
+        default="ddpm",
+        help="one that fits what the model was trained on (default: ddpm)",
+    )
+    add(
+        "--sampler-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the sampler, such as churn=40; may be given again",
+    )
+    add(
+        "--cfg-interval",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="guide only where LOW < σ <= HIGH (of a flow: t)",
+    )
     add(
         "--precision",
         choices=("float32", "bfloat16"),
@@ -178,11 +199,23 @@ def _drawn(args: argparse.Namespace) -> Any:
         num_samples=1,
         sampling_steps=args.steps,
         sampler=args.sampler,
+        sampler_options=tuple(_option(text) for text in args.sampler_option),
+        cfg_interval=args.cfg_interval and tuple(args.cfg_interval),
         cfg_scale=args.cfg_scale,
         cfg_channels=channels,
         sample_seed=args.seed,
         precision=args.precision,
     )
+
+
+def _option(text: str) -> tuple[str, float | str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise UserError(f"--sampler-option {text}: expected NAME=VALUE, such as churn=40")
+    try:
+        return name, float(value)
+    except ValueError:
+        return name, value
 
 
 def _picture(pixels: Any) -> Any:

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dit.design.metrics import in_order, of_column
 from dit.hosts.terminal import steer
 from dit.store.study import DONE, hidden_runs
 
@@ -65,7 +66,7 @@ def _chosen(rows: list[dict[str, Any]], where: str | None) -> list[dict[str, Any
 def _table(rows: list[dict[str, Any]]) -> str:
     from tabulate import tabulate
 
-    metrics = sorted({key for row in rows for key in row if key.startswith("fd_") or key == "fid"})
+    metrics = in_order({key for row in rows for key in row if of_column(key)})
     shown = [
         {
             "run": row["run"],

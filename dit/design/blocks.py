@@ -28,6 +28,9 @@ class Count:
     params: int
 
 
+OTHERS = {"unet": "U-Net"}
+"""Labels of what stands in the column `block` and is no block of a transformer."""
+
 BlockCount = Callable[["ModelConfig", int], dict[str, Count]]
 """Components of one block of a model, which sees that many tokens of each image."""
 
@@ -117,10 +120,10 @@ def in_order(blocks: Iterable[str]) -> list[str]:
     return [name for name in names(Block) if name in here] + [name for name in here if name not in names(Block)]
 
 
-def label_of(block: str) -> str:
+def block_label(block: str) -> str:
     """A block's name in figures and tables."""
     part = latest(Block, block)
-    return part.label if part else block
+    return part.label if part else OTHERS.get(block, block)
 
 
 def attention_and_mlp(modulation: int = 0, norms: int = 0, memory: int = 0) -> BlockCount:

@@ -13,18 +13,24 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from dit.design.arguments import RunArguments as RunArguments
 from dit.design.blocks import BLOCKS as BLOCKS
 from dit.design.blocks import Block
 from dit.design.checks import require_choice, require_kind, require_number, require_positive, require_whole
 from dit.design.data import DATASETS as DATASETS
 from dit.design.data import DataConfig
+from dit.design.features import canonical_features
+from dit.design.guidance import WeakModel, check_guidance, from_json_values, plan_of
+from dit.design.metrics import canonical, column, from_record
+from dit.design.objectives import ObjectiveConfig
 from dit.design.parts import digest as digest
 from dit.design.parts import settle, without_defaults
-from dit.design.topology import parse_mesh
+from dit.design.samplers import Sampler
+from dit.design.schedule import DiffusionConfig
+from dit.design.unet import UNetConfig
 from dit.errors import UserError
 
 Precision = Literal["float32", "bfloat16"]
-Remat = Literal["auto", "none", "dots", "full"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,20 @@ class ModelConfig:
         """Width of the MLP's hidden layer."""
         return int(self.hidden_size * self.mlp_ratio)
 
+    @property
+    def growth(self) -> int:
+        """What the weights of the blocks grow with."""
+        return self.depth * self.hidden_size**2
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+        return self.hidden_size // self.num_heads
+
+
+Model = ModelConfig | UNetConfig
+"""What a run trains: either has its inputs and outputs, `tokens`, `head_dim`, and what stands in the columns of its cell."""
+
 
 def model_config(
     block: str, size: str, patch_size: int, data: DataConfig, ladder: str = "dit", **changes: Any
@@ -137,20 +157,6 @@ def model_config(
         ladder=ladder,
         **changes,
     )
-
-
-@dataclass(frozen=True)
-class DiffusionConfig:
-    """The forward process: `timesteps` steps of a linear schedule (ADM's, as the paper uses it)."""
-
-    timesteps: int = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 2e-2
-
-    def __post_init__(self) -> None:
-        require_positive(self, "timesteps")
-        require_number(self, "beta_start", low=0, high=1, ends="()")
-        require_number(self, "beta_end", low=self.beta_start, high=1, ends="[)")
 
 
 @dataclass(frozen=True)
@@ -190,31 +196,40 @@ class Guard:
         require_number(self, "spike_factor", low=1, ends="(]")
 
 
-Sampler = Literal["ddpm", "ddim"]
-
-
 @dataclass(frozen=True)
 class Evaluation:
-    """One score to take: after which step, and under which declared protocol.
+    """Scores to take of one set of samples: after which step, and under which declared protocol.
 
-    `features` names the extractor ("digits", "mnist" or "inception"); `cfg_scale` 1 is no guidance; `cfg_channels` is how many
-    channels guidance moves, 3 as the released code does (never more than the input has) or `None` for all of them.
+    `features` names the extractor ("digits", "mnist", "inception" or one's own); `metrics` what is taken of the samples: always the Fréchet
+    distance, then others, which are no part of the protocol, so that one more leaves the rest as they are. `cfg_scale` 1 is no guidance;
+    `cfg_channels` is how many channels guidance moves, 3 as the released code does (never more than the input has), `None` for all. It acts
+    where low < σ <= high of `cfg_interval` (of a flow: t), towards the model itself without its label or away from `autoguidance`'s.
+    `sampler` names a `Sampler`, `sampler_options` what differs from its own options; `sampler_source` is found by itself.
     """
 
     step: int
     features: str
     num_samples: int
     sampling_steps: int = 250
-    sampler: Sampler = "ddpm"
+    sampler: str = "ddpm"
     cfg_scale: float = 1.0
     cfg_channels: int | None = 3
     ema: bool = True
     decoder: str = "none"
     sample_seed: int = 0
     precision: Precision = "float32"
+    sampler_options: tuple[tuple[str, Any], ...] = ()
+    sampler_source: str = ""
+    cfg_interval: tuple[float, float] | None = None
+    autoguidance: WeakModel | None = None
+    metrics: tuple[Any, ...] = ("fid",)
 
     def __post_init__(self) -> None:
-        require_choice(self.sampler, get_args(Sampler), "sampler")
+        settle(self, "sampler_source", Sampler, self.sampler)
+        object.__setattr__(self, "sampler_options", tuple(sorted(self.sampler_options)))
+        check_guidance(self)
+        object.__setattr__(self, "features", canonical_features(self.features))
+        object.__setattr__(self, "metrics", canonical(self.metrics))
         require_choice(self.precision, get_args(Precision), "precision")
         optional = ["cfg_channels"] * (self.cfg_channels is not None)
         require_positive(self, "step", "num_samples", "sampling_steps", *optional)
@@ -225,8 +240,12 @@ class Evaluation:
 
     @property
     def metric(self) -> str:
-        """Column of the score: `fid` only for Inception features, `fd_<features>` for any other."""
-        return "fid" if self.features == "inception" else f"fd_{self.features}"
+        """Column of the Fréchet distance: `fid` only for Inception features, `fd_<features>` for any other."""
+        return column("fid", self.features)
+
+    def column(self, metric: str) -> str:
+        """Column of one of its metrics."""
+        return column(metric, self.features)
 
     @functools.cached_property
     def key(self) -> str:
@@ -237,15 +256,16 @@ class Evaluation:
     def declared(self) -> dict[str, Any]:
         """The declared protocol as plain JSON values, without the step; a field younger than the first scores only where it is set."""
         declared = dataclasses.asdict(self)
-        del declared["step"]
-        return without_defaults(declared, precision="float32")
+        del declared["step"], declared["metrics"]
+        younger = {"sampler_options": (), "sampler_source": "", "cfg_interval": None, "autoguidance": None}
+        return without_defaults(declared, precision="float32", **younger)
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """One cell of a study: everything that decides its result, plus how far to train and what to score on the way."""
 
-    model: ModelConfig
+    model: Model
     data: DataConfig
     steps: int
     batch_size: int = 256
@@ -255,6 +275,7 @@ class RunConfig:
     evaluations: tuple[Evaluation, ...] = ()
     precision: Precision = "float32"
     guard: Guard = field(default_factory=Guard)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
     def __post_init__(self) -> None:
         require_positive(self, "steps", "batch_size")
@@ -267,6 +288,11 @@ class RunConfig:
                 f"the model's (input_size, in_channels, num_classes) {model} differ from those of data set "
                 f"'{self.data.name}', {data}: build the model with model_config(..., data)"
             )
+        if isinstance(self.model, UNetConfig) and self.model.low_res_size:
+            raise UserError(
+                "an upsampler needs images of low resolution, which no data set here has: train its base model"
+            )
+        self.objective.check_model(self.model.out_channels // self.model.in_channels)
         for evaluation in self.evaluations:
             self._check_evaluation(evaluation)
 
@@ -276,11 +302,9 @@ class RunConfig:
             raise UserError(
                 f"an evaluation at step {evaluation.step} lies past the run's {self.steps} steps: train longer or score earlier"
             )
-        timesteps = self.diffusion.timesteps
-        if evaluation.sampling_steps > timesteps:
-            raise UserError(f"sampling_steps {evaluation.sampling_steps} is above {timesteps}, the process's timesteps")
-        if evaluation.cfg_scale != 1 and not self.model.class_dropout_prob:
+        if evaluation.cfg_scale != 1 and not evaluation.autoguidance and not self.model.class_dropout_prob:
             raise UserError(f"cfg_scale {evaluation.cfg_scale:g} needs a null label: set class_dropout_prob above 0")
+        plan_of(self, evaluation)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -292,7 +316,9 @@ class RunConfig:
         del fields["steps"], fields["evaluations"]
         fields["model"] = without_defaults(fields["model"], qk_norm=False, block_source="")
         fields["data"] = without_defaults(fields["data"], source="")
-        return without_defaults(fields, precision="float32", guard=dataclasses.asdict(Guard()))
+        fields["objective"] = self.objective.identity
+        younger = {"guard": dataclasses.asdict(Guard()), "objective": {"name": "ddpm"}}
+        return without_defaults(fields, precision="float32", **younger)
 
     @functools.cached_property
     def hash(self) -> str:
@@ -306,42 +332,17 @@ class RunConfig:
         return f"{re.sub(r'[^A-Za-z0-9_.-]', '_', cell)}-{self.hash}"
 
 
-@dataclass(frozen=True)
-class RunArguments:
-    """How a run is carried out; none of it changes the result.
-
-    Paths on the user's disk, for runs on latents: `data` as `dit encode` wrote it, `vae` to decode samples, `inception` weights (empty:
-    their usual place) and `reference` statistics to score them.
-
-    `mesh` spreads a run over devices ("data=4,fsdp=2"; empty: all of them as data), `remat` recomputes activations to save memory ("auto":
-    as little as fits), `accumulate` splits a batch into that many parts one after another, `steps_per_dispatch` is how many steps the
-    device gets at once (0: several where a step is short). Results agree to float32's rounding.
-    """
-
-    log_every: int = 50
-    checkpoint_every: int = 10_000
-    keep_checkpoints: int = 2
-    sample_batch_size: int = 128
-    mesh: str = ""
-    remat: Remat = "auto"
-    accumulate: int = 1
-    steps_per_dispatch: int = 0
-    wandb: Literal["off", "offline", "online"] = "off"
-    data: str = ""
-    vae: str = ""
-    inception: str = ""
-    reference: str = ""
-
-    def __post_init__(self) -> None:
-        require_choice(self.remat, get_args(Remat), "remat")
-        require_positive(self, "accumulate")
-        require_whole(self, "steps_per_dispatch")
-        parse_mesh(self.mesh)
-
-
 def to_json(run: RunConfig) -> dict[str, Any]:
     """A run as plain JSON values; `from_json` gives it back."""
     return dataclasses.asdict(run)
+
+
+def model_from_json(value: dict[str, Any]) -> Model:
+    """The model of these fields, of whichever family has them."""
+    if "channels" not in value:
+        return ModelConfig(**value)
+    listed: dict[str, Any] = {name: tuple(value[name]) for name in ("channels", "attention")}
+    return UNetConfig(**(value | listed))
 
 
 def from_json(value: dict[str, Any]) -> RunConfig:
@@ -353,13 +354,16 @@ def from_json(value: dict[str, Any]) -> RunConfig:
     try:
         rest = dict(value)
         parts = {
-            "model": ModelConfig(**rest.pop("model")),
+            "model": model_from_json(rest.pop("model")),
             "data": DataConfig(**rest.pop("data")),
             "diffusion": DiffusionConfig(**rest.pop("diffusion")),
             "optim": OptimConfig(**rest.pop("optim")),
-            "evaluations": tuple(Evaluation(**evaluation) for evaluation in rest.pop("evaluations", ())),
+            "evaluations": tuple(
+                Evaluation(**from_record(from_json_values(one))) for one in rest.pop("evaluations", ())
+            ),
             "guard": Guard(**rest.pop("guard", {})),
+            "objective": ObjectiveConfig(**rest.pop("objective", {})),
         }
         return RunConfig(**parts, **rest)
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f"not a run configuration of this version: {error}") from error

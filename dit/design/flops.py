@@ -1,4 +1,4 @@
-"""Multiply-adds and parameters of a diffusion transformer, in closed form.
+"""Multiply-adds and parameters of a diffusion transformer, in closed form; a U-Net's are in `dit.design.unet_flops`.
 
 Convention: **one multiply-add is one flop**, as in the paper (its first author calls the count "effectively MACs"), for one image
 and one forward pass, the VAE excluded. Counted: every matrix product, the attention's two included; the conditioning MLP of a
@@ -10,8 +10,11 @@ derivations that the tests hold equal.
 
 from __future__ import annotations
 
+from dit.design import unet_flops
 from dit.design.blocks import Count, block_of
-from dit.design.config import ModelConfig, RunConfig
+from dit.design.config import Evaluation, Model, ModelConfig, RunConfig
+from dit.design.guidance import plan_of
+from dit.design.unet import UNetConfig
 from dit.errors import UserError
 
 FREQUENCIES = 256  # width of the sinusoidal timestep features
@@ -32,8 +35,12 @@ def block_components(model: ModelConfig) -> dict[str, Count]:
     return block.count(model, block.tokens(model))
 
 
-def components(model: ModelConfig) -> dict[str, Count]:
+def components(model: Model) -> dict[str, Count]:
     """Multiply-adds (one forward pass, one image) and parameters of each component; all blocks together per entry."""
+    return unet_flops.components(model) if isinstance(model, UNetConfig) else _components(model)
+
+
+def _components(model: ModelConfig) -> dict[str, Count]:
     d, t, patch = model.hidden_size, model.tokens, model.patch_size**2
     rows = model.num_classes + (model.class_dropout_prob > 0)
     parts = {
@@ -53,29 +60,34 @@ def components(model: ModelConfig) -> dict[str, Count]:
     return parts
 
 
-def macs(model: ModelConfig) -> int:
+def macs(model: Model) -> int:
     """Multiply-adds of one forward pass for one image: matrix products only."""
     return sum(part.macs for part in components(model).values())
 
 
-def params(model: ModelConfig) -> int:
+def params(model: Model) -> int:
     """Trainable parameters."""
     return sum(part.params for part in components(model).values())
 
 
-def block_params(model: ModelConfig) -> int:
-    """Parameters of the products of one block: all but its norms'."""
+def block_params(model: Model) -> int:
+    """Parameters of the products of one block: all but its norms'. Of a U-Net, those of its largest res block."""
+    if isinstance(model, UNetConfig):
+        return 27 * model.channels[-1] ** 2
     return sum(part.params for name, part in block_components(model).items() if "norm" not in name)
 
 
-def gflops(model: ModelConfig, paper: bool = False) -> float:
+def gflops(model: Model, paper: bool = False) -> float:
     """Gflops of one forward pass for one image; one multiply-add is one flop.
 
     Args:
-        paper: add 2·S·d per block (S the tokens in the block), which brings all published rows within 0.01.
+        paper: add 2·S·d per block (S the tokens in the block), which brings all published rows within 0.01; for a U-Net one operation
+            for each element that enters a normalisation (rule H1), which gives all eleven figures of Table 6.
     """
     extra = 0
-    if paper:
+    if paper and isinstance(model, UNetConfig):
+        extra = unet_flops.normalised(model)
+    elif paper and isinstance(model, ModelConfig):
         extra = 2 * model.depth * block_of(model).tokens(model) * model.hidden_size
     return (macs(model) + extra) / 1e9
 
@@ -85,12 +97,27 @@ def train_gflops(run: RunConfig, step: int) -> float:
     return gflops(run.model) * run.batch_size * step * BACKWARD_FACTOR
 
 
-def sampling_gflops(model: ModelConfig, sampling_steps: int, cfg_scale: float = 1.0) -> float:
+def sampling_gflops(model: Model, sampling_steps: int, cfg_scale: float = 1.0) -> float:
     """Gflops to sample one image: Gflops · steps, doubled under guidance; one multiply-add is one flop."""
     return gflops(model) * sampling_steps * (2 if cfg_scale != 1.0 else 1)
 
 
+def model_calls(run: RunConfig, evaluation: Evaluation) -> tuple[int, int]:
+    """How often an image's sampler calls the model, and at how many of these calls guidance acts."""
+    plan = plan_of(run, evaluation)
+    calls = evaluation.sampling_steps if plan is None else plan.nfe
+    guided = calls if plan is None else plan.guided_calls
+    return calls, guided if evaluation.cfg_scale != 1.0 else 0
+
+
+def drawing_gflops(run: RunConfig, evaluation: Evaluation) -> float:
+    """Gflops to draw one image of an evaluation: each model call, and where guidance acts one more of the model it steers away from."""
+    calls, guided = model_calls(run, evaluation)
+    weak = evaluation.autoguidance
+    other = gflops(run.model) if weak is None else weak.gflops
+    return gflops(run.model) * calls + other * guided
+
+
 def scoring_gflops(run: RunConfig) -> float:
     """Gflops of all samples that a run's evaluations draw; one multiply-add is one flop."""
-    samples = ((e.num_samples, sampling_gflops(run.model, e.sampling_steps, e.cfg_scale)) for e in run.evaluations)
-    return float(sum(count * each for count, each in samples))
+    return float(sum(e.num_samples * drawing_gflops(run, e) for e in run.evaluations))

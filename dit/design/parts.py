@@ -14,6 +14,7 @@ import difflib
 import hashlib
 import importlib
 import json
+import operator
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -132,6 +133,11 @@ def settle(owner: Any, name: str, kind: type[Part], part: str, required: bool = 
         object.__setattr__(owner, name, "" if made is None else made.source)
 
 
+def is_known(kind: type[Part], name: str, source: str = "") -> bool:
+    """Whether there is a part of that kind, name and source."""
+    return (kind, name, source) in _PARTS
+
+
 def latest(kind: type[P], name: str) -> P | None:
     """The part of that name that was made last, of any source."""
     return next((part for part in reversed(every(kind)) if part.name == name), None)
@@ -198,8 +204,8 @@ def load(target: Any) -> Any:
     """What a record names as "module:attribute", imported; anything else is itself."""
     if not isinstance(target, str):
         return target
-    module, _, attribute = target.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    module, _, attributes = target.partition(":")
+    return operator.attrgetter(attributes)(importlib.import_module(module))
 
 
 def _is_plain(value: Any) -> bool:

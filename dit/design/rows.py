@@ -1,7 +1,9 @@
 """Rows of the results table: the one place that names the columns and fills them.
 
 The same names appear in tables, CSV, JSON, frames, plans, status and figures. `gflops`, `train_gflops` and `sampling_gflops` count
-one multiply-add as one flop. The score's column is named after its features (`fid`, `fd_digits`, ...) and stands after `num_samples`.
+one multiply-add as one flop. `nfe` is how often the sampler calls the model for an image; a guided call is one.
+Scores' columns stand after `num_samples`, named after metric and features: `fid`, `fd_digits`,
+`precision_digits` (see `dit.design.metrics`).
 `source` is the study that measured a row, or `paper` for a published one; `citation` then says where it is printed. Over seeds, a
 score's column holds the mean, `<score>_sd` beside it the standard deviation of single runs (of n - 1), `n` counts the seeds, and
 `recipe` is the hash of all that decides a run's result but its seed. A study that has runs of one block, size and patch size with several
@@ -16,6 +18,9 @@ from typing import Any
 
 from dit.design import flops
 from dit.design.config import Evaluation, RunConfig, digest, to_json
+from dit.design.guidance import from_json_values
+from dit.design.metrics import from_record
+from dit.errors import UserError
 
 Row = dict[str, Any]
 
@@ -32,7 +37,16 @@ CELL_COLUMNS = (
     "gflops",
     "batch_size",
 )
-SCORE_COLUMNS = ("step", "images_seen", "train_gflops", "sampling_steps", "sampling_gflops", "cfg_scale", "num_samples")
+SCORE_COLUMNS = (
+    "step",
+    "images_seen",
+    "train_gflops",
+    "sampling_steps",
+    "nfe",
+    "sampling_gflops",
+    "cfg_scale",
+    "num_samples",
+)
 END_COLUMNS = ("protocol", "status", "source", "reason", "citation")
 VARIANT = "variant"
 DEVIATION = "_sd"
@@ -56,10 +70,11 @@ def variants(runs: Iterable[RunConfig]) -> dict[str, str]:
 
     Every run of a study names the same fields. Empty where no two runs of a cell differ in more than their seed.
     """
-    fields = {run.run: recipe_fields(run) for run in runs}
+    fields: dict[str, dict[str, Any]] = {}
     cells: dict[tuple, list[dict[str, Any]]] = defaultdict(list)
-    for one in fields.values():
-        cells[one["model.block"], one["model.size"], one["model.patch_size"]].append(one)
+    for run in runs:
+        fields[run.run] = recipe_fields(run)
+        cells[run.model.block, run.model.size, run.model.patch_size].append(fields[run.run])
     apart = {name for cell in cells.values() for name in cell[0] if any(one[name] != cell[0][name] for one in cell)}
     if "data.name" in apart:  # what follows from the data set
         apart -= {name for name in apart if name.startswith("data.") and name != "data.name"}
@@ -67,7 +82,10 @@ def variants(runs: Iterable[RunConfig]) -> dict[str, str]:
     short = {name: name.removesuffix(".name").rpartition(".")[2] for name in sorted(apart)}
     if not apart:
         return {}
-    return {run: ", ".join(f"{word}={one[name]}" for name, word in short.items()) for run, one in fields.items()}
+    return {
+        run: ", ".join(f"{word}={one[name]}" for name, word in short.items() if name in one)
+        for run, one in fields.items()
+    }
 
 
 def recipe(run: RunConfig) -> str:
@@ -114,18 +132,47 @@ def planned_row(run: RunConfig, study: str, status: str = "planned", variant: st
     return {**cell, **step_columns(run, run.steps), "status": status, "source": study, "reason": None}
 
 
-def score_row(run: RunConfig, study: str, evaluation: Evaluation, score: float, protocol: str) -> Row:
-    """A measured score, complete with what it cost and under which protocol it was taken."""
+def score_row(run: RunConfig, study: str, evaluation: Evaluation, scores: dict[str, Any], protocol: str) -> Row:
+    """Measured scores by their columns, complete with what they cost and under which protocol they were taken."""
     return {
         **cell_row(run, study),
         **step_columns(run, evaluation.step),
         "sampling_steps": evaluation.sampling_steps,
-        "sampling_gflops": flops.sampling_gflops(run.model, evaluation.sampling_steps, evaluation.cfg_scale),
+        "nfe": flops.model_calls(run, evaluation)[0],
+        "sampling_gflops": flops.drawing_gflops(run, evaluation),
         "cfg_scale": evaluation.cfg_scale,
         "num_samples": evaluation.num_samples,
-        evaluation.metric: score,
+        **scores,
         "protocol": protocol,
         "status": "done",
         "source": study,
         "reason": None,
     }
+
+
+def recorded_row(run: RunConfig, study: str, value: dict[str, Any]) -> Row:
+    """The row of an evaluation's file: joined here with the cell's columns, or whole in it, as files of the first kind and imports have it.
+
+    Raises:
+        UserError: for an evaluation that is none of this version's.
+    """
+    if "row" in value:
+        return value["row"]
+    return score_row(run, study, recorded_evaluation(value), value["scores"], digest(value["protocol"]))
+
+
+def recorded_evaluation(value: dict[str, Any]) -> Evaluation:
+    """The evaluation that a file tells of, with the metrics that were taken.
+
+    Raises:
+        UserError: if it is none of this version's.
+    """
+    try:
+        return Evaluation(**from_record(from_json_values(value["evaluation"])))
+    except (TypeError, KeyError) as error:
+        raise UserError(f"not an evaluation of this version: {error}") from error
+
+
+def recorded_metrics(value: dict[str, Any]) -> tuple[str, ...]:
+    """The metrics that an evaluation's file holds; of one of the first kind the Fréchet distance counts alone."""
+    return ("fid",) if "row" in value else tuple(value["evaluation"].get("metrics", ()))

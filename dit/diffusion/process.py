@@ -1,104 +1,26 @@
 """Gaussian diffusion with learned-range variance (Ho et al. 2020; Nichol & Dhariwal 2021), as the paper trains and samples it.
 
 Plain functions over a callable `model(x, t, y) -> (B, I, I, 2C)` that predicts the noise (first C channels) and the variance's
-interpolation weight (last C). Schedules are float64 on the host; what enters the computation is float32. Images are NHWC.
+interpolation weight (last C). Schedules (`dit.design.schedule`) are float64; what enters the computation is float32. Images are NHWC.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
-from dit.design.config import DiffusionConfig, Sampler
-from dit.errors import UserError
+from dit.design.schedule import Schedule
 
 Images = Float[Array, "B I I C"]
 Output = Float[Array, "B I I O"]
 Steps = Int[Array, " B"]
 Model = Callable[[Array, Array, Array], Array]
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """A discrete forward process: float64 arrays over its (kept) steps.
-
-    `timesteps` are the original indices that the model is shown; the rest follow Ho et al., eqs. 4-7. The clipped posterior
-    log-variance replaces its first entry, log 0, by the second.
-    """
-
-    timesteps: np.ndarray
-    betas: np.ndarray
-
-    @property
-    def alphas_cumprod(self) -> np.ndarray:
-        return np.cumprod(1.0 - self.betas)
-
-    @property
-    def alphas_cumprod_prev(self) -> np.ndarray:
-        return np.append(1.0, self.alphas_cumprod[:-1])
-
-    @property
-    def posterior_variance(self) -> np.ndarray:
-        return self.betas * (1.0 - self.alphas_cumprod_prev) / (1.0 - self.alphas_cumprod)
-
-    @property
-    def posterior_log_variance_clipped(self) -> np.ndarray:
-        variance = self.posterior_variance
-        return np.log(np.append(variance[1], variance[1:])) if len(variance) > 1 else np.log(self.betas)
-
-    @property
-    def posterior_mean_coef1(self) -> np.ndarray:
-        return self.betas * np.sqrt(self.alphas_cumprod_prev) / (1.0 - self.alphas_cumprod)
-
-    @property
-    def posterior_mean_coef2(self) -> np.ndarray:
-        return (1.0 - self.alphas_cumprod_prev) * np.sqrt(1.0 - self.betas) / (1.0 - self.alphas_cumprod)
-
-
-def linear_schedule(config: DiffusionConfig) -> Schedule:
-    """All steps of the linear schedule."""
-    betas = np.linspace(config.beta_start, config.beta_end, config.timesteps, dtype=np.float64)
-    return Schedule(np.arange(config.timesteps), betas)
-
-
-def respaced_timesteps(timesteps: int, steps: int, sampler: Sampler = "ddpm") -> list[int]:
-    """Which of `timesteps` a sampler of `steps` steps visits.
-
-    DDPM spreads them evenly from first to last, with the fractional stride accumulated and rounded half to even; DDIM takes the
-    whole stride that gives exactly `steps`.
-
-    Raises:
-        UserError: if there are more steps than timesteps, or no whole stride fits.
-    """
-    if not 1 <= steps <= timesteps:
-        raise UserError(f"sampling_steps {steps} is outside 1 ... {timesteps}, the steps of the trained process")
-    if sampler == "ddim":
-        for stride in range(1, timesteps + 1):
-            if len(range(0, timesteps, stride)) == steps:
-                return list(range(0, timesteps, stride))
-        raise UserError(
-            f"no whole stride visits exactly {steps} of {timesteps} timesteps: choose a divisor such as 50, or ddpm"
-        )
-    stride = (timesteps - 1) / (steps - 1) if steps > 1 else 1.0
-    position, kept = 0.0, []
-    for _ in range(steps):
-        kept.append(round(position))
-        position += stride
-    return kept
-
-
-def respace(schedule: Schedule, kept: list[int]) -> Schedule:
-    """The process that visits only `kept` steps, with the same cumulative noise at each."""
-    alphas_cumprod = schedule.alphas_cumprod[kept]
-    previous = np.append(1.0, alphas_cumprod[:-1])
-    return Schedule(schedule.timesteps[kept], 1.0 - alphas_cumprod / previous)
 
 
 class Tables(NamedTuple):
@@ -271,33 +193,12 @@ def guided(model: Model, cfg_scale: float, null_label: int, cfg_channels: int | 
     return denoise
 
 
-def sample(
-    model: Model,
-    table: Tables,
-    num_steps: Int[Array, ""],
-    keys: Key[Array, " B"],
-    y: Int[Array, " B"],
-    shape: tuple[int, int, int],
-    sampler: Sampler = "ddpm",
-) -> Images:
-    """Draw one image per key, in one loop whose length is a run-time value: every respacing shares one compilation.
+def away_from(strong: Model, weak: Model, cfg_scale: float, cfg_channels: int | None = 3) -> Model:
+    """Autoguidance (Karras et al. 2024): weak + cfg_scale · (strong - weak) in the channels that `guided` moves, both with the label."""
 
-    Args:
-        table: coefficients, padded or not; its first `num_steps` entries are visited, last to first.
-        keys: one random key per image; all of its noise comes from its key, so an image does not depend on its batch.
-        shape: (height, width, channels) of an image.
-    """
+    def denoise(x: Images, t: Float[Array, " B"], y: Int[Array, " B"]) -> Output:
+        own, other = strong(x, t, y), weak(x, t, y)
+        n = min(x.shape[-1], cfg_channels or x.shape[-1])
+        return jnp.concatenate([other[..., :n] + cfg_scale * (own[..., :n] - other[..., :n]), own[..., n:]], axis=-1)
 
-    def noise(index: Int[Array, ""]) -> Images:
-        return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), shape))(keys)
-
-    step = ddpm_step if sampler == "ddpm" else ddim_step
-
-    def body(i: Int[Array, ""], x: Images) -> Images:
-        index = num_steps - 1 - i
-        steps = jnp.full(y.shape, index)
-        return step(table, model(x, table.timesteps[steps], y), x, steps, noise(index))
-
-    # The initial noise has an index of its own, so that every respacing of one key starts from the same noise.
-    start = noise(jnp.asarray(np.iinfo(np.int32).max, jnp.int32))
-    return jax.lax.fori_loop(jnp.zeros_like(num_steps), num_steps, body, start)
+    return denoise

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
-from dit.design.config import ModelConfig, Precision
+from dit.design.config import Model, Precision
 from dit.errors import UserError
 
 Attend = Literal["plain", "heads_first", "xla", "cudnn"]
@@ -103,11 +103,9 @@ def best_attention(device: Any, precision: Precision, head_dim: int) -> Attend:
     return "cudnn" if half and device.platform == "gpu" and (_capability(device) or 0.0) >= 8.0 else "xla"
 
 
-def compute_on(device: Any, precision: Precision, model: ModelConfig, mesh: Mesh | None = None) -> Compute:
+def compute_on(device: Any, precision: Precision, model: Model, mesh: Mesh | None = None) -> Compute:
     """The model on that device, or over a mesh of its like, with the fastest attention."""
-    return Compute(
-        precision, attention=best_attention(device, precision, model.hidden_size // model.num_heads), mesh=mesh
-    )
+    return Compute(precision, attention=best_attention(device, precision, model.head_dim), mesh=mesh)
 
 
 def require_precision(precision: Precision, device: Any) -> None:

@@ -14,16 +14,19 @@ import os
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
+from dit.design import unet_flops
 from dit.design.blocks import CONDITION_TOKENS, block_of
-from dit.design.config import ModelConfig, Precision, RunArguments, RunConfig
+from dit.design.config import Model, ModelConfig, Precision, RunArguments, RunConfig
 from dit.design.memory_rules import KEPT_ON_CPU, USABLE, Policy, state_bytes
+from dit.design.unet import UNetConfig
 from dit.errors import UserError
 from dit.model.blocks import make_block
 from dit.model.compute import Compute, cast_params
 from dit.model.mesh import mesh_shape
-from dit.model.transformer import scanned
+from dit.model.transformer import network, scanned
 
 
 def choose_remat(
@@ -62,12 +65,15 @@ def choose_remat(
     return "full"
 
 
-def activation_bytes(model: ModelConfig, precision: Precision, remat: Policy, tensor: int = 1) -> int:
+def activation_bytes(model: Model, precision: Precision, remat: Policy, tensor: int = 1) -> int:
     """What one image's forward pass keeps for its backward pass, and one block's recomputation where there is any.
 
     XLA's attention keeps its products, also counted where a fused kernel would not. Over `tensor` devices each keeps its part of what
     grows with the MLP's width and with the heads.
     """
+    if isinstance(model, UNetConfig):
+        again = 0 if remat == "none" else 4 * unet_flops.recomputed(model)
+        return _whole_residuals(model, precision, remat) + again
     kept = _kept(model, precision, remat) + _outside(model, precision)
     if tensor == 1:
         return kept
@@ -113,9 +119,29 @@ def _residuals(model: ModelConfig, precision: Precision, remat: Policy) -> int:
         return bytes_of(2) - bytes_of(1)
 
 
+@functools.lru_cache(maxsize=256)
+def _whole_residuals(model: UNetConfig, precision: Precision, remat: Policy) -> int:
+    """As `_residuals`, of a network that is no stack of equal blocks."""
+    compute = Compute(precision, remat, attention="xla")
+    graph, params = nnx.split(nnx.eval_shape(lambda: network(model, rngs=nnx.Rngs(0), compute=compute)))
+
+    def transposed(params: Any, x: Any, t: Any, y: Any) -> Any:
+        return jax.vjp(lambda p: nnx.merge(graph, cast_params(p, compute.dtype))(x, t, y), params)[1]
+
+    def bytes_of(images: int) -> int:
+        x = jax.ShapeDtypeStruct((images, model.input_size, model.input_size, model.in_channels), jnp.float32)
+        t, y = (jax.ShapeDtypeStruct((images,), dtype) for dtype in (jnp.float32, jnp.int32))
+        leaves = jax.tree.leaves(jax.eval_shape(transposed, params, x, t, y))
+        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+    return bytes_of(2) - bytes_of(1)
+
+
 def _at_most(run: RunConfig) -> int:
     """A bound on what an image keeps without recomputation, at once: small models need no tracing."""
     model = run.model
+    if isinstance(model, UNetConfig):
+        return 4 * unet_flops.kept(model)
     tokens = model.tokens + 2
     block = 4 * tokens * (40 * model.hidden_size + 12 * model.mlp_hidden_size + 12 * model.num_heads * tokens)
     return (model.depth + 2) * block

@@ -19,7 +19,9 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int32, PyTree
 
+from dit.design.config import Model
 from dit.design.topology import AXES, MeshShape, parse_mesh
+from dit.design.unet import UNetConfig
 from dit.errors import UserError
 from dit.model.compute import BATCH_AXES
 from dit.model.layers import PLACES, Axes
@@ -43,6 +45,16 @@ def make_mesh(text: str = "", devices: list[Any] | None = None) -> Mesh | None:
     # By process and number, so that a process's rows of a batch are neighbours; within a host the order makes little difference.
     chosen = sorted(devices, key=lambda device: (device.process_index, device.id))[: shape.devices]
     return jax.make_mesh(shape.sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=chosen)
+
+
+def require_split(model: Model, shape: MeshShape) -> None:
+    """Refuse to split over `tensor` what has no rule for it.
+
+    Raises:
+        UserError: for a U-Net.
+    """
+    if isinstance(model, UNetConfig) and shape.tensor > 1:
+        raise UserError(f"a U-Net is not split over tensor={shape.tensor}: spread it over data and fsdp")
 
 
 def mesh_shape(mesh: Mesh | AbstractMesh | None) -> MeshShape:

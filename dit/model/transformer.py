@@ -16,10 +16,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree
 
 from dit.design.blocks import block_of
-from dit.design.config import ModelConfig
+from dit.design.config import Model, ModelConfig
+from dit.design.unet import UNetConfig
 from dit.model.blocks import make_block, make_final_layer
 from dit.model.compute import ATTENDED, Compute, cast_params
 from dit.model.layers import ONE_DEVICE, LabelEmbedding, TimestepEmbedding, dense, linear, position_embedding
+from dit.model.unet import UNet
 
 Images = Float[Array, "B I I C"]
 
@@ -116,12 +118,19 @@ def _recomputed(body: Callable, compute: Compute) -> Callable:
             assert_never(compute.remat)
 
 
-def applied(config: ModelConfig, compute: Compute, platform: str) -> Callable[[PyTree, Array, Array, Array], Array]:
+def network(config: Model, *, rngs: nnx.Rngs, compute: Compute = ONE_DEVICE) -> DiT | UNet:
+    """A model of whichever family, with its first parameters."""
+    if isinstance(config, UNetConfig):
+        return UNet(config, rngs=rngs, compute=compute)
+    return DiT(config, rngs=rngs, compute=compute)
+
+
+def applied(config: Model, compute: Compute, platform: str) -> Callable[[PyTree, Array, Array, Array], Array]:
     """The model as a function `(params, x, t, y) -> output` of float32 parameters, in either precision.
 
     In float32 its products are truly float32 everywhere: a TPU would otherwise round their factors to bfloat16, a GPU to TF32.
     """
-    graph, _ = nnx.split(nnx.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0), compute=compute)))
+    graph, _ = nnx.split(nnx.eval_shape(lambda: network(config, rngs=nnx.Rngs(0), compute=compute)))
     exact = "highest" if compute.precision == "float32" and platform != "cpu" else None
 
     def model(params: PyTree, x: Array, t: Array, y: Array) -> Array:

@@ -7,6 +7,7 @@ a run reads the same in all of them.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from dit.design.config import Evaluation, RunArguments, RunConfig
-from dit.design.rows import score_row
+from dit.design.config import Evaluation, RunArguments, RunConfig, digest
+from dit.design.metrics import metric
+from dit.design.rows import recorded_metrics, recorded_row, step_columns
 from dit.errors import UserError
 from dit.hosts.processes import Processes
+from dit.score.scoring import Scored
 from dit.store import study as store
 from dit.store.environment import environment
 from dit.store.files import whole
@@ -145,27 +148,53 @@ class Journal:
     def _unfinished(self) -> Path:
         return self.record.path / "metrics" / "unfinished.json"
 
+    def earlier(self, evaluation: Evaluation, protocol: dict[str, Any]) -> dict[str, Any]:
+        """Scores of the evaluation that are on record, by their columns, of which more metrics are asked for now.
+
+        Raises:
+            UserError: if they were taken under another protocol.
+        """
+        path = self.record.evaluation_path(evaluation)
+        if not path.exists():
+            return {}
+        before = store.read_evaluation(path)
+        if digest(before["protocol"]) != digest(protocol):
+            apart = [name for name, value in protocol.items() if before["protocol"].get(name) != value]
+            raise UserError(
+                f"{path} was scored under another protocol ({', '.join(apart)}): move it away to take all its metrics again"
+            )
+        row = recorded_row(self.run, self.study, before)
+        columns = map(evaluation.column, recorded_metrics(before))
+        return {column: row[column] for column in columns}
+
     def scored(
         self,
         evaluation: Evaluation,
-        score: float,
+        found: Scored,
+        earlier: dict[str, Any],
         protocol: dict[str, Any],
-        protocol_hash: str,
         floor: float | None,
-        images: np.ndarray,
-        labels: np.ndarray,
     ) -> None:
-        """Record a score: its first samples, then the row that says it is there."""
-        row = score_row(self.run, self.study, evaluation, score, protocol_hash)
+        """Record scores, beside earlier ones of the same samples: the first samples, then the file that says they are there."""
+        taken = {evaluation.column(metric): value for metric, value in found.scores.items()}
         if self.processes.leads:
             with whole(self.record.samples_path(evaluation), self.fence) as beside, open(beside, "wb") as file:
-                np.savez(file, images=images[:KEPT_SAMPLES], labels=labels[:KEPT_SAMPLES])
-            value = {"schema_version": store.SCHEMA_VERSION, "row": row, "protocol": protocol, "floor": floor}
+                np.savez(file, images=found.images[:KEPT_SAMPLES], labels=found.labels[:KEPT_SAMPLES])
+            own = [metric(name).facts for name in evaluation.metrics if metric(name).source]
+            value = {
+                "schema_version": store.EVALUATION_VERSION,
+                "evaluation": dataclasses.asdict(evaluation),
+                "scores": earlier | taken,
+                "protocol": protocol,
+                "floor": floor,
+                **({"own_metrics": own} if own else {}),
+            }
             store.write_json(self.record.evaluation_path(evaluation), value, self.fence)
             self.record.drawn_path(evaluation).unlink(missing_ok=True)
             if self._mirror is not None:
-                self._mirror.log({key: row[key] for key in ("step", "train_gflops", evaluation.metric)})
-        self.event("scored", step=evaluation.step, **{evaluation.metric: row[evaluation.metric]})
+                now = step_columns(self.run, evaluation.step)
+                self._mirror.log({name: now[name] for name in ("step", "train_gflops")} | taken)
+        self.event("scored", step=evaluation.step, **taken)
 
     def end(self, state: str, how: str = "", **fields: Any) -> None:
         """Record the run's state after this attempt and let the run go; `how` is the attempt's end where it is not the state."""

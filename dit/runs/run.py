@@ -15,6 +15,8 @@ from jaxtyping import PyTree
 
 from dit.data.batches import Dataset, ImageDataset, load_images
 from dit.design.config import Evaluation, RunArguments, RunConfig
+from dit.design.features import check_scored
+from dit.design.metrics import INCEPTION
 from dit.errors import UserError
 from dit.hosts.preemption import Preemption
 from dit.hosts.processes import Absent, Processes, is_severed
@@ -24,14 +26,15 @@ from dit.model.mesh import make_mesh
 from dit.model.transformer import applied
 from dit.runs.draws import Draws
 from dit.runs.journal import Journal, Report
-from dit.runs.kept_samples import KeptSamples
-from dit.score.sampling import Sampler
-from dit.score.scoring import Scorer, protocol_hash, require_features, scorer
+from dit.score.kept_samples import KeptSamples
+from dit.score.sampling import Sampler, Weak
+from dit.score.scoring import open_scorer
 from dit.store import study as store
 from dit.store.lease import PREEMPTED, Busy, Lease, LeaseLost, Observer, Stopped, claim, run_files
 from dit.store.manifest import Corrupt
 from dit.train.checkpoint import CheckpointWriter
 from dit.train.loop import Diverged, steps_per_dispatch, train
+from dit.train.restore import open_checkpoint
 from dit.train.step import Metrics, Program, TrainState, build
 from dit.train.throughput import Meter
 
@@ -155,7 +158,7 @@ class _Execution:
         self.preemption, self.watchdog = preemption, watchdog
         self.program: Program = build(run, make_mesh(arguments.mesh), arguments)
         self.meter = Meter(run, self.program.devices)
-        self.judges = self._judges()
+        self._check_scores()
         self.dataset = self._dataset()
         folder = journal.record.path
         self.checkpoints = CheckpointWriter(
@@ -164,7 +167,7 @@ class _Execution:
         self.averages = CheckpointWriter(folder / "ema", run.hash, None, journal.fence, processes)
         device = self.program.devices[0]
         float32 = applied(run.model, compute_on(device, "float32", run.model), device.platform)
-        sampler = Sampler(float32, run.model, run.diffusion, arguments.sample_batch_size)
+        sampler = Sampler(float32, run.model, run.diffusion, arguments.sample_batch_size, run.objective)
         self.draws = Draws(sampler, processes, self._go_on)
 
     def __enter__(self) -> _Execution:
@@ -292,29 +295,41 @@ class _Execution:
     def _evaluate(self, evaluation: Evaluation, params: PyTree) -> None:
         self.journal.event("score", step=evaluation.step)
         with self.journal.timed("score"):
-            judge = self.judges.get(evaluation) or scorer(evaluation.features)
+            judge = open_scorer(self.run, evaluation, self.arguments)
             protocol = judge.protocol(self.run, evaluation)
-            made_of = [self.run.hash, evaluation.step, evaluation.ema, protocol, self.draws.batch_size]
+            earlier = self.journal.earlier(evaluation, protocol)
+            metrics = tuple(metric for metric in evaluation.metrics if evaluation.column(metric) not in earlier)
+            made_of = [self.run.hash, evaluation.step, evaluation.ema, protocol, metrics, self.draws.batch_size]
             place = self.journal.record.drawn_path(evaluation)
             kept = KeptSamples(place, made_of, self.journal.processes, self.journal.fence)
-            score, images, labels = self.draws.score(judge, evaluation, params, kept)
-        self.journal.scored(evaluation, score, protocol, protocol_hash(protocol), judge.floor, images, labels)
+            weak = self._weak_model(evaluation)
+            found = self.draws.score(judge, evaluation, params, kept, metrics, weak)
+        self.journal.scored(evaluation, found, earlier, protocol, judge.floor)
 
-    def _judges(self) -> dict[Evaluation, Scorer]:
-        """Scorers that need files of the user's, opened before training: what is missing should not be noticed days later.
+    def _weak_model(self, evaluation: Evaluation) -> Weak | None:
+        """What an evaluation with autoguidance steers away from: averaged weights of another cell of the study."""
+        weak = evaluation.autoguidance
+        if weak is None:
+            return None
+        path = self.journal.record.path.parent / weak.run
+        if not path.is_dir():
+            raise UserError(
+                f"autoguidance by {weak.run}, which is not in the study yet: sweep it first, then retry this run"
+            )
+        loaded = open_checkpoint(path, weak.step)
+        return Weak(loaded.model, loaded.apply, loaded.params)
 
-        So are a precision that the devices lack, and features that nothing here has.
+    def _check_scores(self) -> None:
+        """What scores need, known before training: what is missing should not be noticed days later.
+
+        Scorers that need files or code of the user's are opened; the others take seconds once they are needed.
         """
-        missing = self.journal.missing_evaluations()
-        for evaluation in missing:
+        check_scored(self.run)
+        for evaluation in self.journal.missing_evaluations():
             require_precision(evaluation.precision, self.program.devices[0])
-        if not self.run.data.is_latent:
-            for evaluation in missing:
-                require_features(evaluation.features)
-            return {}
-        from dit.runs.inputs import open_scorer
-
-        return {e: open_scorer(self.run, e, self.arguments) for e in missing}
+            parts = (evaluation.features, *evaluation.metrics)
+            if self.run.data.is_latent or evaluation.features == INCEPTION or any("@" in part for part in parts):
+                open_scorer(self.run, evaluation, self.arguments).rehearse(evaluation, self.run.data)
 
     def _dataset(self) -> Dataset:
         if self.run.data.is_latent:

@@ -19,7 +19,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from dit.data.batches import ImageDataset, load_images
-from dit.design.config import DATASETS, OptimConfig, digest
+from dit.design import features as parts
+from dit.design.config import OptimConfig, digest
+from dit.errors import UserError
 from dit.score.features import Features, NetworkExtractor
 from dit.store.environment import cache_folder
 from dit.store.files import whole
@@ -46,8 +48,8 @@ class Classifier(nnx.Module):
         stride = 2 if image_size > 8 else 1
         self.conv1 = nnx.Conv(in_channels, first, (3, 3), strides=stride, rngs=rngs)
         self.conv2 = nnx.Conv(first, second, (3, 3), strides=2, rngs=rngs)
-        positions = (image_size // stride // 2) ** 2
-        self.hidden = nnx.Linear(positions * second, RECIPE["features"], rngs=rngs)
+        side = (-(-image_size // stride) + 1) // 2
+        self.hidden = nnx.Linear(side * side * second, RECIPE["features"], rngs=rngs)
         self.head = nnx.Linear(RECIPE["features"], num_classes, use_bias=False, rngs=rngs)
 
     def __call__(self, images: Float[Array, "B I I C"]) -> Features:
@@ -57,15 +59,24 @@ class Classifier(nnx.Module):
         return Features(pooled, spatial, self.head(pooled))
 
 
-def small_image_extractor(name: str) -> NetworkExtractor:
-    """The extractor of data set `name`: read from the cache, or trained there first (seconds)."""
-    data = DATASETS[name]
-    model = nnx.eval_shape(lambda: Classifier(data.image_size, data.in_channels, data.num_classes, nnx.Rngs(0)))
+def extractor(record: parts.Features, weights: str | None = None, batch_size: int = 256) -> NetworkExtractor:
+    """The classifier of a data set, as an extractor: read from the cache, or trained there first (seconds).
+
+    Raises:
+        UserError: for weights, of which it has its own, or a data set that is not there.
+    """
+    if weights is not None:
+        raise UserError(f"--weights {weights} with extractor {record.name}, which trains its own: leave --weights out")
+    images, labels = load_images(record.data)
+    model = nnx.eval_shape(lambda: _classifier(images, labels))
     graph, state = nnx.split(model)
-    path = cache_folder() / f"classifier-{name}-{digest(RECIPE)}.npz"
+    whose = record.name
+    if record.source:  # a user's data may change under their name
+        whose += f"-{hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()[:12]}"
+    path = cache_folder() / f"classifier-{whose}-{digest(RECIPE)}.npz"
     with exclusive(path.with_suffix(".lock"), wait=True):  # workers that start together train it once
         if not path.exists():
-            _write(path, _train(name))
+            _write(path, _train(images, labels))
     with np.load(path) as arrays:
         parameters = [jnp.asarray(arrays[key]) for key in arrays.files]
     sha256 = hashlib.sha256(b"".join(np.asarray(p).tobytes() for p in parameters)).hexdigest()
@@ -76,16 +87,20 @@ def small_image_extractor(name: str) -> NetworkExtractor:
         return nnx.merge(graph, jax.tree.unflatten(treedef, parameters))(pixels)
 
     return NetworkExtractor(
-        name=f"classifier-{name}",
+        name=f"classifier-{record.name}",
         weights_sha256=sha256,
         resize="none",
         network=network,
         parameters=parameters,
-        channels=data.in_channels,
-        image_size=data.image_size,
-        batch_size=256,
-        metric_suffix=name,
+        channels=images.shape[3],
+        image_size=images.shape[1],
+        batch_size=batch_size,
+        metric_suffix=record.name,
     )
+
+
+def _classifier(images: np.ndarray, labels: np.ndarray) -> Classifier:
+    return Classifier(images.shape[1], images.shape[3], int(labels.max()) + 1, nnx.Rngs(RECIPE["seed"]))
 
 
 def _write(path: Path, parameters: list[np.ndarray]) -> None:
@@ -93,11 +108,10 @@ def _write(path: Path, parameters: list[np.ndarray]) -> None:
         np.savez(file, *parameters)
 
 
-def _train(name: str) -> list[np.ndarray]:
+def _train(images: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
     """Parameters after training on the whole data set with Adam, in the order of the flattened state."""
-    data = DATASETS[name]
-    dataset = ImageDataset(*load_images(name), RECIPE["batch_size"], RECIPE["seed"])
-    model = Classifier(data.image_size, data.in_channels, data.num_classes, nnx.Rngs(RECIPE["seed"]))
+    dataset = ImageDataset(images, labels, RECIPE["batch_size"], RECIPE["seed"])
+    model = _classifier(images, labels)
     graph, parameters = nnx.split(model)
     optimizer = adamw(OptimConfig(learning_rate=RECIPE["learning_rate"]))
 

@@ -1,16 +1,14 @@
-"""Scores of a set of images: features in one pass, streaming statistics, then every metric asked for.
+"""One pass over images, streamed: features of each batch, and the sums that every metric is taken of.
 
-The pass goes over batches in order, sharded over this process's devices; with several processes each takes a consecutive part and the
-statistics are added up. Its state is written beside the result every half minute, so an evaluation that was killed goes on where it
-was and ends with the same bits. Pooled features are kept only for metrics that compare single images.
+Images come from a file or are drawn from a model while they are scored. Features are taken on this process's devices. The state of a pass
+can be kept between batches (`dit.score.kept_samples`), so that one which was killed goes on where it was and ends with the same bits.
+Pooled features are kept only for metrics that compare single images.
 """
 
 from __future__ import annotations
 
 import io
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +16,107 @@ import jax
 import numpy as np
 
 from dit.data.image_sets import ImageSet
-from dit.design.config import digest
 from dit.errors import UserError
-from dit.score.features import Extractor
+from dit.score.features import Extractor, Features
+from dit.score.kept_samples import KeptSamples
 from dit.score.metrics.inception_score import InceptionScore
 from dit.score.metrics.moments import Moments
-from dit.store.files import whole
 
 Report = Callable[[int, int], None]
 """Told how many images of how many are done."""
 
-SAVE_EVERY_S = 30.0
+ALL = ("spatial", "logits")
+"""What a pass may take besides pooled features."""
 
 
-@dataclass(eq=False)
 class Statistics:
-    """What one pass leaves. `features` are the first pooled features, as many as were to be kept."""
+    """What one pass leaves, of images `first` and after of a whole set.
 
-    pooled: Moments
-    spatial: Moments
-    inception: InceptionScore
-    features: np.ndarray
+    Args:
+        keep: how many pooled features to keep, from this part's first image on.
+        take: which of `ALL` to take; what the extractor does not give stays None.
+    """
+
+    def __init__(self, first: int = 0, keep: int = 0, take: Iterable[str] = ALL):
+        self.first, self.keep, self.take = first, keep, tuple(take)
+        self.moments: dict[str, Moments] = {}
+        self.inception: InceptionScore | None = None
+        self._kept: list[np.ndarray] = []
 
     @property
     def count(self) -> int:
         """Images seen."""
-        return self.pooled.count
+        return self.moments["pooled"].count if self.moments else 0
+
+    @property
+    def pooled(self) -> Moments:
+        """Moments of pooled features."""
+        return self.moments["pooled"]
+
+    @property
+    def spatial(self) -> Moments | None:
+        """Moments of spatial features."""
+        return self.moments.get("spatial")
+
+    @property
+    def features(self) -> np.ndarray:
+        """The first pooled features, as many as were to be kept."""
+        if len(self._kept) != 1:
+            self._kept = [np.concatenate([np.zeros((0, self.pooled.dimensions), np.float32), *self._kept])]
+        return self._kept[0]
+
+    def add(self, found: Features) -> None:
+        """Take in the features of the next images.
+
+        Raises:
+            UserError: if a value is not finite.
+        """
+        left = self.keep - self.count
+        if left > 0:
+            self._kept.append(found.pooled[:left])
+        if "logits" in self.take and found.logits is not None:
+            self.inception = self.inception or InceptionScore(found.logits.shape[1])
+            self.inception.update(found.logits, self.first + self.count)
+        for name in ("spatial", "pooled"):
+            rows = getattr(found, name)
+            if name in (*self.take, "pooled") and rows is not None:
+                moments = self.moments.setdefault(name, Moments(rows.shape[1], f"{name} features"))
+                moments.update(rows)
+
+    def merge(self, other: Statistics) -> None:
+        """Add the images that `other` has seen, which come after these."""
+        for name, moments in other.moments.items():
+            self.moments[name] = self.moments[name].merge(moments) if name in self.moments else moments
+        if other.inception is not None:
+            self.inception = other.inception if self.inception is None else self.inception.merge(other.inception)
+        self._kept += other._kept
 
     def state(self) -> dict[str, Any]:
-        """Arrays that restore everything but the features."""
-        return {**self.pooled.state("pooled_"), **self.spatial.state("spatial_"), **self.inception.state("inception_")}
+        """Arrays that restore all of it: what follows is the same bit for bit."""
+        arrays = {"features": self.features} if self.moments else {}
+        for name, moments in self.moments.items():
+            arrays |= moments.state(f"{name}_")
+        return arrays | (self.inception.state("inception_") if self.inception else {})
 
-    @classmethod
-    def from_state(cls, arrays: Any, features: np.ndarray) -> Statistics:
-        """Statistics from what `state` returned."""
-        pooled, spatial = (Moments.from_state(arrays, f"{name}_", f"{name} features") for name in ("pooled", "spatial"))
-        return cls(pooled, spatial, InceptionScore.from_state(arrays, "inception_"), features)
+    def restore(self, arrays: Any) -> None:
+        """Take up what `state` returned."""
+        names = [name for name in ("pooled", "spatial") if f"{name}_count" in arrays]
+        self.moments = {name: Moments.from_state(arrays, f"{name}_", f"{name} features") for name in names}
+        self.inception = InceptionScore.from_state(arrays, "inception_") if "inception_count" in arrays else None
+        self._kept = [arrays["features"]] if self.moments else []
+
+
+def take_in(
+    statistics: Statistics, extractor: Extractor, batches: Iterable[np.ndarray], after: Callable[[], None]
+) -> None:
+    """The pass itself: features of each batch of images, from the first that is missing on. `after` is called after each.
+
+    Raises:
+        UserError: for images that the extractor does not take, or features that are not finite.
+    """
+    for images in batches:
+        statistics.add(extractor.extract(images))
+        after()
 
 
 def gather(
@@ -65,7 +128,7 @@ def gather(
     partial: Path | None = None,
     report: Report | None = None,
 ) -> Statistics:
-    """Statistics of the images, over all processes.
+    """Statistics of images on disk, over all processes: each takes a consecutive part and the statistics are added up.
 
     Args:
         count: how many to take, from the first on; None for all.
@@ -78,81 +141,23 @@ def gather(
     host, hosts = jax.process_index(), jax.process_count()
     count = len(images) if count is None else count
     first, stop = host * count // hosts, (host + 1) * count // hosts
-    made_of = [
-        extractor.name,
-        extractor.weights_sha256,
-        extractor.resize,
-        images.sha256,
-        count,
-        batch_size,
-        keep,
-        hosts,
-    ]
-    checkpoint = _Checkpoint(partial / str(host), digest(made_of, 64)) if partial else None
-    statistics = checkpoint.load() if checkpoint else None
-    start = first + statistics.count if statistics else first
-    saved = time.monotonic()
-    for batch in images.batches(batch_size, start, stop):
-        features = extractor.extract(batch)
-        if statistics is None:
-            statistics = _empty(features, max(0, min(keep, stop) - first), checkpoint)
-        place = slice(statistics.count, statistics.count + len(batch))
-        kept = statistics.features[place]
-        kept[:] = features.pooled[: len(kept)]
-        statistics.inception.update(features.logits, first + statistics.count)
-        statistics.spatial.update(features.spatial)
-        statistics.pooled.update(features.pooled)
+    statistics = Statistics(first, max(0, min(keep, stop) - first))
+    made = [extractor.name, extractor.weights_sha256, extractor.resize]
+    made_of = [*made, images.sha256, count, batch_size, keep, hosts]
+    kept = KeptSamples(partial / f"{host}.part", made_of) if partial else None
+    if kept and (arrays := kept.load()) is not None:
+        statistics.restore(arrays)
+
+    def after() -> None:
         if report:
             report(first + statistics.count, count)
-        if checkpoint and time.monotonic() - saved > SAVE_EVERY_S:
-            checkpoint.save(statistics)
-            saved = time.monotonic()
-    if statistics is None:
+        if kept and kept.is_due():
+            kept.save(statistics.state())
+
+    take_in(statistics, extractor, images.batches(batch_size, first + statistics.count, stop), after)
+    if not statistics.count:
         raise UserError(f"{images.source} holds no images: expected at least 2")
     return _over_hosts(statistics) if hosts > 1 else statistics
-
-
-def _empty(features: Any, keep: int, checkpoint: _Checkpoint | None) -> Statistics:
-    shape = (keep, features.pooled.shape[1])
-    return Statistics(
-        Moments(shape[1], "pooled features"),
-        Moments(features.spatial.shape[1], "spatial features"),
-        InceptionScore(features.logits.shape[1]),
-        checkpoint.features(shape) if checkpoint and keep else np.empty(shape, np.float32),
-    )
-
-
-class _Checkpoint:
-    """The state of a pass in a folder: `state.npz`, replaced whole, and kept features in a mapped file that is only added to."""
-
-    def __init__(self, folder: Path, identity: str):
-        self._folder, self._identity = folder, identity
-
-    def load(self) -> Statistics | None:
-        """The saved state, or None where there is none of just this pass."""
-        path = self._folder / "state.npz"
-        if not path.is_file():
-            return None
-        with np.load(path, allow_pickle=False) as arrays:
-            if str(arrays["identity"]) != self._identity:
-                return None
-            return Statistics.from_state(arrays, self.features(tuple(arrays["kept"].tolist())))
-
-    def save(self, statistics: Statistics) -> None:
-        """Features first, then the state that counts them."""
-        if isinstance(statistics.features, np.memmap):
-            statistics.features.flush()
-        with whole(self._folder / "state.npz") as beside, beside.open("wb") as file:
-            np.savez(file, identity=self._identity, kept=np.array(statistics.features.shape), **statistics.state())
-
-    def features(self, shape: tuple[int, ...]) -> np.ndarray:
-        """The mapped file of kept features."""
-        if not shape[0]:
-            return np.empty(shape, np.float32)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / "features.f32"
-        fits = path.is_file() and path.stat().st_size == 4 * shape[0] * shape[1]
-        return np.memmap(path, np.float32, "r+" if fits else "w+", shape=shape)
 
 
 def _over_hosts(statistics: Statistics) -> Statistics:
@@ -160,18 +165,14 @@ def _over_hosts(statistics: Statistics) -> Statistics:
     from jax.experimental.multihost_utils import process_allgather
 
     buffer = io.BytesIO()
-    np.savez(buffer, features=statistics.features, **statistics.state())
+    np.savez(buffer, **statistics.state())
     data = np.frombuffer(buffer.getvalue(), np.uint8)
     sizes = np.asarray(process_allgather(np.array([len(data)], np.int32))).reshape(-1)
     everyone = np.asarray(process_allgather(np.pad(data, (0, int(sizes.max()) - len(data)))))
-    parts = []
+    total = Statistics()
     for row, size in zip(everyone.reshape(len(sizes), -1), sizes):
         with np.load(io.BytesIO(row[:size].tobytes()), allow_pickle=False) as arrays:
-            parts.append(Statistics.from_state(arrays, arrays["features"]))
-    total = parts[0]
-    for part in parts[1:]:
-        total.pooled.merge(part.pooled)
-        total.spatial.merge(part.spatial)
-        total.inception.merge(part.inception)
-    total.features = np.concatenate([part.features for part in parts])
+            part = Statistics()
+            part.restore(arrays)
+            total.merge(part)
     return total

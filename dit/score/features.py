@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import UInt8
 
+from dit.design import features as parts
+from dit.design import metrics
+from dit.design.metrics import INCEPTION, reference_to, written
+from dit.design.parts import load, names
 from dit.errors import UserError
 
 
@@ -30,9 +35,9 @@ class Features(NamedTuple):
     pooled: Any
     """(B, F): FID, precision and recall, KID."""
     spatial: Any
-    """(B, S): sFID. A few channels of a map that still has positions, flattened."""
+    """(B, S): sFID. A few channels of a map that still has positions, flattened. None where there is no such map."""
     logits: Any
-    """(B, K): Inception Score, whose softmax leaves the classifier's bias out (so must these)."""
+    """(B, K): Inception Score, whose softmax leaves the classifier's bias out (so must these). None where there are none."""
 
 
 @runtime_checkable
@@ -69,26 +74,36 @@ class Extractor(Protocol):
         ...
 
 
-NAMES = ("inception", "inception-bfloat16", "inception-bfloat16x3", "digits", "mnist")
+PRECISIONS = ("bfloat16", "bfloat16x3")
+"""Number formats of the Inception network's products besides float32, named after it as in `inception-bfloat16`."""
+
+
+def extractor_names() -> list[str]:
+    """What `make_extractor` knows."""
+    return [*names(parts.Features), *(f"{INCEPTION}-{precision}" for precision in PRECISIONS)]
 
 
 def make_extractor(name: str, weights: str | None = None, batch_size: int = 32) -> Extractor:
-    """One of `NAMES`: the FID Inception (weights by path, or `random:SEED` for demonstrations), or a small-image classifier.
+    """The extractor of some features: the FID Inception (weights by path, or `random:SEED` for demonstrations), a small-image classifier,
+    or a function of the user's own.
 
     Raises:
-        UserError: for another name, or weights that are missing or damaged.
+        UserError: for another name, or weights that are missing, damaged or not called for.
     """
-    if name in ("digits", "mnist"):
-        from dit.score.classifier import small_image_extractor
+    base, _, precision = name.partition("-")
+    known = precision in PRECISIONS and base == INCEPTION
+    record = written(parts.Features, base if known else name)
+    if callable(record.make):
+        return OwnExtractor(record, record.make)
+    return load(record.make)(record, weights, batch_size, *([precision] if known else []))
 
-        if weights is not None:
-            raise UserError(f"--weights {weights} with extractor {name}, which trains its own: leave --weights out")
-        return dataclasses.replace(small_image_extractor(name), batch_size=batch_size)
-    if name not in NAMES:
-        raise UserError(f"extractor '{name}' is unknown: expected one of {', '.join(NAMES)}")
+
+def fid_inception(
+    record: parts.Features, weights: str | None, batch_size: int, precision: Any = "float32"
+) -> Extractor:
+    """The FID Inception, in a number format of its products."""
     from dit.score import inception, inception_weights
 
-    precision: Any = name.removeprefix("inception").removeprefix("-") or "float32"
     if weights is None or not weights.startswith("random:"):
         path = inception_weights.locate(None if weights is None else Path(weights))
         folded, sha256 = inception_weights.load(path)
@@ -105,9 +120,55 @@ def make_extractor(name: str, weights: str | None = None, batch_size: int = 32) 
 
 def column(extractor: Extractor, metric: str) -> str:
     """The name of a metric's column: `fid`, or `fd_digits` where features are not the FID Inception's."""
-    if not extractor.metric_suffix:
-        return metric
-    return f"{metric.replace('fid', 'fd')}_{extractor.metric_suffix}"
+    return metrics.column(metric, extractor.metric_suffix)
+
+
+@dataclass(frozen=True, eq=False)
+class OwnExtractor:
+    """An `Extractor` around a user's own function of images, which gives (N, F), or (pooled, spatial, logits); the last two may be None."""
+
+    record: parts.Features
+    function: Callable[[np.ndarray], Any]
+    resize: str = "none"
+
+    @property
+    def name(self) -> str:
+        """Its name and source."""
+        return reference_to(self.record)
+
+    @property
+    def weights_sha256(self) -> str:
+        """Of the function's source."""
+        return hashlib.sha256(self.record.source.encode()).hexdigest()
+
+    @property
+    def channels(self) -> int:
+        """Image channels that it takes."""
+        return self.record.channels
+
+    @property
+    def metric_suffix(self) -> str:
+        """The features' name."""
+        return self.record.name
+
+    def extract(self, images: UInt8[np.ndarray, "B height width channels"]) -> Features:
+        """Features of the images.
+
+        Raises:
+            UserError: if the function raises, or gives no row for each image.
+        """
+        try:
+            given = self.function(images)
+        except Exception as error:
+            raise UserError(f"features '{self.record.name}' raised {type(error).__name__}: {error}") from error
+        whole = given if isinstance(given, tuple) else (given, None, None)
+        found = [None if one is None else np.asarray(one, np.float32) for one in whole]
+        if len(found) != 3 or found[0] is None or any(x is not None and x.shape[:1] != (len(images),) for x in found):
+            shapes = [None if one is None else one.shape for one in found]
+            raise UserError(
+                f"features '{self.record.name}' gave {shapes} for {len(images)} images: expected (N, F), or three of them"
+            )
+        return Features(*(None if one is None else one.reshape(len(images), -1) for one in found))
 
 
 @dataclass(frozen=True, eq=False)

@@ -75,9 +75,8 @@ def make(
 
 def from_statistics(statistics: Statistics, protocol: dict[str, Any]) -> Reference:
     """A reference out of what a pass over its images left."""
-    return Reference(
-        statistics.pooled.gaussian(), statistics.spatial.gaussian(), np.array(statistics.features), protocol
-    )
+    spatial = None if statistics.spatial is None else statistics.spatial.gaussian()
+    return Reference(statistics.pooled.gaussian(), spatial, np.array(statistics.features), protocol)
 
 
 def save(path: Path, reference: Reference) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dit.data.decoding import Decoder, to_images
-from dit.design.blocks import in_order, label_of
+from dit.design.blocks import block_label, in_order
 from dit.design.config import SIZES, Evaluation, RunConfig
 from dit.errors import UserError
 from dit.score.sampling import Sampler
@@ -70,7 +70,7 @@ def draw_cells(
         path = RunStore(folder, run).path
         if any(path.glob("ema/[0-9]*")) or any(path.glob("checkpoints/[0-9]*")):
             loaded = open_checkpoint(path)
-            sampler = Sampler(loaded.apply, loaded.model, loaded.diffusion, batch_size=1)
+            sampler = Sampler(loaded.apply, loaded.model, loaded.diffusion, 1, loaded.objective)
             batch = next(sampler.draw(loaded.params, drawn, 0, 1, np.array([label], np.int32)))
             grid.images[key] = to_images(batch.images, decoder)[0]
             grid.steps[key] = loaded.step or 0
@@ -92,7 +92,7 @@ def compose(grid: Grid) -> Image.Image:
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=14)
     for b, block in enumerate(blocks):
         top = b * panel
-        pen.text((MARGIN, top + HEAD // 2), label_of(block), "black", font, anchor="lm")
+        pen.text((MARGIN, top + HEAD // 2), block_label(block), "black", font, anchor="lm")
         for column, patch in enumerate(patches):
             left = MARGIN + column * (cell + GAP)
             pen.text((left + cell // 2, top + HEAD * 3 // 2), f"patch {patch}", "black", font, anchor="mm")

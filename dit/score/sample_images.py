@@ -25,7 +25,9 @@ from jaxtyping import UInt8
 
 from dit.data.decoding import Decoder, to_images
 from dit.design.config import Evaluation
-from dit.diffusion.process import respaced_timesteps
+from dit.design.guidance import sampler_of
+from dit.design.objectives import ObjectiveConfig
+from dit.design.samplers import plan
 from dit.errors import UserError
 from dit.model.compute import require_precision
 from dit.score.sampling import Sampler
@@ -91,7 +93,15 @@ def check(run: SampleRun, loaded: Loaded, has_decoder: bool) -> None:
     if not 0 <= run.process_index < run.process_count:
         raise UserError(f"--process-index {run.process_index} is not in 0..{run.process_count - 1} (--process-count)")
     require_precision(run.drawn.precision, jax.local_devices()[0])
-    respaced_timesteps(loaded.diffusion.timesteps, run.drawn.sampling_steps, run.drawn.sampler)
+    drawn = run.drawn
+    plan(
+        loaded.objective,
+        loaded.diffusion,
+        sampler_of(drawn),
+        drawn.sampling_steps,
+        drawn.sampler_options,
+        drawn.cfg_interval,
+    )
     wrong = next((label for label in run.labels or () if not 0 <= label < model.num_classes), None)
     if wrong is not None:
         raise UserError(
@@ -130,7 +140,7 @@ def draw(run: SampleRun, loaded: Loaded, decoder: Decoder | None, report: Report
         _begin(partial, plan)
         done = sum(len(run.shard(i)) for i in run.mine if _path(partial, i).exists())
         total = sum(len(run.shard(i)) for i in run.mine)
-        sampler = Sampler(loaded.apply, loaded.model, loaded.diffusion, run.batch_size)
+        sampler = Sampler(loaded.apply, loaded.model, loaded.diffusion, run.batch_size, loaded.objective)
         report(done, total)
         for index in run.mine:
             if _path(partial, index).exists():
@@ -153,8 +163,10 @@ def _batches(run: SampleRun, loaded: Loaded, sampler: Sampler, images: range) ->
 def protocol(run: SampleRun, decoder: Decoder | None) -> dict[str, Any]:
     """How the samples were drawn, by the names that `dit evaluate` reads."""
     names = ("sampler", "sampling_steps", "cfg_scale", "cfg_channels", "ema", "sample_seed")
-    younger = {"precision": run.drawn.precision} if run.drawn.precision != "float32" else {}
-    return {**{name: getattr(run.drawn, name) for name in names}, **younger, "decoder": decoder_name(decoder)}
+    younger = ("precision", "sampler_options", "sampler_source", "cfg_interval")
+    declared = run.drawn.declared
+    kept = {name: declared[name] for name in (*names, *younger) if name in declared}
+    return {**kept, "decoder": decoder_name(decoder)}
 
 
 def decoder_name(decoder: Decoder | None) -> str:
@@ -172,6 +184,7 @@ def _plan(run: SampleRun, loaded: Loaded, decoder: Decoder | None) -> dict[str, 
         "decoder_sha256": decoder and decoder.sha256,
         "model": dataclasses.asdict(loaded.model),
         "timesteps": loaded.diffusion.timesteps,
+        **({"objective": loaded.objective.identity} if loaded.objective != ObjectiveConfig() else {}),
         "num_samples": run.num,
         "labels": run.labels or "random",
         "shard_size": run.shard_size,

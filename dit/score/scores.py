@@ -1,30 +1,29 @@
-"""Every metric of one set of samples against one reference, each with its interval where one was asked for.
+"""Metrics of one set of samples against one reference, each with its interval where one was asked for.
 
-A metric that the reference cannot give (no images in it, so no features; no spatial statistics) is None with a reason, unless it was
-asked for by name, which is an error.
+What a metric is taken of stands in its record (`dit.design.metrics`). One that reference or features cannot give is None with a reason,
+unless it was asked for by name, which is an error.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from dit.design.metrics import Metric, metric
+from dit.design.parts import load
 from dit.errors import UserError
 from dit.score.evaluation import Statistics
 from dit.score.metrics.bootstrap import interval
 from dit.score.metrics.fid_infinity import fid_infinity
-from dit.score.metrics.frechet import frechet_distance
+from dit.score.metrics.frechet import Gaussian, frechet_distance
+from dit.score.metrics.inception_score import InceptionScore
 from dit.score.metrics.kid import kid
 from dit.score.metrics.moments import Moments
 from dit.score.metrics.precision_recall import PrecisionRecall, precision_recall
 from dit.score.reference import Reference
-
-METRICS = ("fid", "sfid", "inception_score", "precision", "recall", "kid", "fid_infinity")
-DEFAULT = METRICS[:5]
-NEED_SAMPLES = ("precision", "recall", "kid", "fid_infinity")
-"""Metrics that compare single images, so pooled features of the samples are kept."""
-NEED_REFERENCES = ("precision", "recall", "kid")
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,65 @@ class Score:
     high: float | None = None
     spread: float | None = None
     reason: str | None = None
+
+
+class Facts:
+    """What metrics are taken of, by the names of `dit.design.metrics.NEEDS`; each is made once, when it is first asked for."""
+
+    def __init__(self, statistics: Statistics, reference: Reference, half: bool = False, seed: int = 0):
+        self._statistics, self._reference, self.half, self.seed = statistics, reference, half, seed
+
+    def missing(self, need: str) -> str | None:
+        """Why something is not to be had, in a few words."""
+        real, seen = self._reference, self._statistics
+        if need in ("reference", "manifolds") and not len(real.features):
+            return "the reference holds statistics only, no features of images"
+        if need == "real_spatial" and real.spatial is None:
+            return "the reference holds no spatial statistics (mu_s, sigma_s)"
+        if (need == "spatial" and seen.spatial is None) or (need == "logits" and seen.inception is None):
+            return f"these features have no {need} part"
+        return None
+
+    @functools.cached_property
+    def pooled(self) -> Gaussian:
+        """Of the samples' pooled features."""
+        return self._statistics.pooled.gaussian()
+
+    @property
+    def real_pooled(self) -> Gaussian:
+        """Of the real images' pooled features."""
+        return self._reference.pooled
+
+    @functools.cached_property
+    def spatial(self) -> Gaussian:
+        """Of the samples' spatial features."""
+        assert self._statistics.spatial is not None
+        return self._statistics.spatial.gaussian()
+
+    @property
+    def real_spatial(self) -> Gaussian | None:
+        """Of the real images' spatial features."""
+        return self._reference.spatial
+
+    @property
+    def logits(self) -> InceptionScore | None:
+        """Sums of the samples' class probabilities."""
+        return self._statistics.inception
+
+    @property
+    def features(self) -> np.ndarray:
+        """Pooled features of the samples, (N, F)."""
+        return self._statistics.features
+
+    @property
+    def reference(self) -> np.ndarray:
+        """Pooled features of the first real images, (R, F)."""
+        return self._reference.features
+
+    @functools.cached_property
+    def manifolds(self) -> PrecisionRecall:
+        """Which points lie in the neighbourhood of the other set."""
+        return precision_recall(self.reference, self.features, half=self.half)
 
 
 def score(
@@ -53,78 +111,79 @@ def score(
         half: precision and recall in float16, as the original suite.
         resamples: bootstrap resamples for intervals of FID, precision and recall; 0 for none.
         seed: of sub-samples and resamples.
-        required: whether a metric that the reference cannot give is an error.
+        required: whether a metric that cannot be given is an error.
 
     Raises:
-        UserError: for too few samples, or as `required` says.
+        UserError: for too few samples, a metric that breaks or is not finite, or as `required` says.
     """
+    facts = Facts(statistics, reference, half, seed)
     found: dict[str, Score] = {}
-    manifolds = None
-    for metric in metrics:
-        reason = _missing(metric, reference)
-        if reason is not None:
-            if required:
-                raise UserError(f"no {metric}: {reason}; give a reference made of images, or leave it out of --metrics")
-            found[metric] = Score(None, reason=reason)
-            continue
-        if metric in ("precision", "recall") and manifolds is None:
-            manifolds = precision_recall(reference.features, np.asarray(statistics.features), half=half)
-        found[metric] = _score(metric, statistics, reference, manifolds, resamples, seed)
+    for name in metrics:
+        one = metric(name)
+        reason = next(filter(None, map(facts.missing, one.needs)), None)
+        if reason is not None and required:
+            raise UserError(f"no {one.name}: {reason}; give others that do, or leave the metric out")
+        found[name] = Score(None, reason=reason) if reason is not None else _score(one, facts, resamples)
     return found
 
 
-def _missing(metric: str, reference: Reference) -> str | None:
-    if metric in NEED_REFERENCES and not len(reference.features):
-        return "the reference holds statistics only, no features of images"
-    if metric == "sfid" and reference.spatial is None:
-        return "the reference holds no spatial statistics (mu_s, sigma_s)"
-    return None
+def _score(one: Metric, facts: Facts, resamples: int) -> Score:
+    values = _taken(one, facts)
+    value = float(values.mean())
+    if not math.isfinite(value):
+        raise UserError(
+            f"metric '{one.name}' is {value}: expected a finite number, look at its function and the images"
+        )
+    if resamples and one.interval:
+        return Score(value, *load(one.interval)(facts, value, resamples))
+    return Score(value, spread=float(values.std()) if values.size > 1 else None)
 
 
-def _score(
-    metric: str,
-    statistics: Statistics,
-    reference: Reference,
-    manifolds: PrecisionRecall | None,
-    resamples: int,
-    seed: int,
-) -> Score:
-    features = np.asarray(statistics.features)
-    match metric:
-        case "fid":
-            value = frechet_distance(statistics.pooled.gaussian(), reference.pooled)
-            if not resamples:
-                return Score(value)
-
-            def resampled(chosen: np.ndarray) -> float:
-                return frechet_distance(
-                    Moments(features.shape[1]).update(features[chosen]).gaussian(), reference.pooled
-                )
-
-            return Score(value, *interval(resampled, len(features), value, resamples, seed))
-        case "sfid":
-            assert reference.spatial is not None
-            return Score(frechet_distance(statistics.spatial.gaussian(), reference.spatial))
-        case "inception_score":
-            splits = statistics.inception.scores()
-            return Score(float(splits.mean()), spread=_deviation(splits))
-        case "precision" | "recall":
-            assert manifolds is not None
-            inside = manifolds.samples_inside if metric == "precision" else manifolds.references_inside
-            value = float(inside.mean())
-            if not resamples:
-                return Score(value)
-            # given the manifolds: what moves is which points are asked about
-            return Score(
-                value, *interval(lambda chosen: float(inside[chosen].mean()), len(inside), value, resamples, seed)
-            )
-        case "kid":
-            subsets = kid(reference.features, features, seed=seed)
-            return Score(float(subsets.mean()), spread=_deviation(subsets))
-        case "fid_infinity":
-            return Score(fid_infinity(features, reference.pooled, seed=seed))
-    raise UserError(f"metric '{metric}' is unknown: expected some of {', '.join(METRICS)}")
+def _taken(one: Metric, facts: Facts) -> np.ndarray:
+    """What the metric's function gives, as numbers. A user's own function may break in any way."""
+    of, given = load(one.of), [getattr(facts, need) for need in one.needs]
+    if not one.source:
+        return np.asarray(of(*given))
+    if not one.of:
+        raise UserError(f"metric '{one.name}' is of a study's own file, which was not run here: give that study's file")
+    try:
+        values = np.asarray(of(*given), np.float64)
+    except Exception as error:
+        raise UserError(f"metric '{one.name}' raised {type(error).__name__}: {error}") from error
+    if not values.size:
+        raise UserError(f"metric '{one.name}' gave nothing: expected a number")
+    return values
 
 
-def _deviation(values: np.ndarray) -> float | None:
-    return float(values.std()) if len(values) > 1 else None
+def kid_of_subsets(reference: np.ndarray, features: np.ndarray, seed: int) -> np.ndarray:
+    """`kid`, of each subset."""
+    return kid(reference, features, seed=seed)
+
+
+def extrapolated(features: np.ndarray, real: Gaussian, seed: int) -> float:
+    """`fid_infinity`."""
+    return fid_infinity(features, real, seed=seed)
+
+
+def frechet_interval(facts: Facts, value: float, resamples: int) -> tuple[float, float]:
+    """Interval of a Fréchet distance of pooled features: other samples, the same reference."""
+    features = facts.features
+
+    def resampled(chosen: np.ndarray) -> float:
+        return frechet_distance(Moments(features.shape[1]).update(features[chosen]).gaussian(), facts.real_pooled)
+
+    return interval(resampled, len(features), value, resamples, facts.seed)
+
+
+def precision_interval(facts: Facts, value: float, resamples: int) -> tuple[float, float]:
+    """Interval of precision given the manifolds: what moves is which samples are asked about."""
+    return _share_interval(facts.manifolds.samples_inside, facts, value, resamples)
+
+
+def recall_interval(facts: Facts, value: float, resamples: int) -> tuple[float, float]:
+    """The same of recall, and the real images."""
+    return _share_interval(facts.manifolds.references_inside, facts, value, resamples)
+
+
+def _share_interval(inside: np.ndarray, facts: Facts, value: float, resamples: int) -> tuple[float, float]:
+    return interval(lambda chosen: float(inside[chosen].mean()), len(inside), value, resamples, facts.seed)

@@ -155,7 +155,7 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     return data
 
 
-def parse_record(data: bytes, source: str) -> tuple[Any, bool]:
+def parse_record(data: bytes, source: str, newest: int = SCHEMA_VERSION) -> tuple[Any, bool]:
     """The value in a record's bytes, and whether a digest vouches for it.
 
     Raises:
@@ -181,10 +181,9 @@ def parse_record(data: bytes, source: str) -> tuple[Any, bool]:
                 f'its entry "{DIGEST}")'
             )
     version = value.get("schema_version", SCHEMA_VERSION)
-    if type(version) is not int or version > SCHEMA_VERSION:
+    if type(version) is not int or version > newest:
         raise UserError(
-            f"{source} has schema version {str(version)[:60]}, this version reads up to {SCHEMA_VERSION}: "
-            "upgrade dit-scaling"
+            f"{source} has schema version {str(version)[:60]}, this version reads up to {newest}: upgrade dit-scaling"
         )
     return value, vouched
 
@@ -220,9 +219,9 @@ def read_json(path: Path) -> Any:
     return read_vouched(path)[0]
 
 
-def read_vouched(path: Path) -> tuple[Any, bool]:
-    """As `read_json`, and whether the file has a digest."""
-    return parse_record(read_bytes(path), str(path))
+def read_vouched(path: Path, newest: int = SCHEMA_VERSION) -> tuple[Any, bool]:
+    """As `read_json` of a file of schema `newest` at most, and whether the file has a digest."""
+    return parse_record(read_bytes(path), str(path), newest)
 
 
 def read_record(path: Path, optional: dict[str, Kinds] | None = None, **fields: Kinds) -> dict[str, Any]:

@@ -48,8 +48,8 @@ class Mirror:
             config=to_json(run),
         )
         self._wandb.define_metric("*", step_metric="step")
-        self._wandb.define_metric("fd_*", step_metric="train_gflops")
-        self._wandb.define_metric("fid", step_metric="train_gflops")
+        for column in dict.fromkeys(e.column(metric) for e in run.evaluations for metric in e.metrics):
+            self._wandb.define_metric(column, step_metric="train_gflops")
 
     def _try(self, call: Callable[..., Any], *arguments: Any) -> None:
         try:

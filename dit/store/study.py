@@ -5,9 +5,9 @@
     DIR/runs/<run>/config.json           the run's identity, immutable
     DIR/runs/<run>/environment-<n>.json  versions, git revision and device of attempt n
     DIR/runs/<run>/metrics/<n>.jsonl     rows logged by attempt n, see `dit.store.metrics`
-    DIR/runs/<run>/evals/<step>-<key>.json   one row of the results table with its protocol
+    DIR/runs/<run>/evals/<step>-<key>.json   an evaluation with its scores, protocol and floor
     DIR/runs/<run>/samples/<step>-<key>.npz  the first samples of that evaluation (NHWC uint8, with labels)
-    DIR/runs/<run>/drawn/<step>-<key>.part   samples of an evaluation under way, see `dit.runs.kept_samples`
+    DIR/runs/<run>/drawn/<step>-<key>.part   samples of an evaluation under way, see `dit.score.kept_samples`
     DIR/runs/<run>/status.json           state, step, loss, attempt, reason, and how many rows were logged
     DIR/runs/<run>/attempts/<n>.json     who holds the run and how attempts ended, see `dit.store.lease`
     DIR/arguments.json                   how its runs are carried out: the arguments that workers take where theirs are silent
@@ -31,8 +31,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dit.design.config import Evaluation, RunConfig, from_json, to_json
+from dit.design.config import Evaluation, ModelConfig, RunConfig, from_json, to_json
 from dit.design.parts import Part
+from dit.design.rows import recorded_metrics
 from dit.errors import UserError
 from dit.store.files import (
     NUMBER,
@@ -42,8 +43,10 @@ from dit.store.files import (
     no_fence,
     read_json,
     read_record,
+    read_vouched,
     remedy,
     remove,
+    require_fields,
     write_json,
     write_text,
 )
@@ -52,9 +55,29 @@ from dit.store.lease import Busy
 from dit.store.metrics import MetricsWriter, read_metrics
 from dit.store.paths import open_beneath, refuse_links, refuse_links_in
 
+EVALUATION_VERSION = 2
+"""Schema of an evaluation's file, whose row was whole in it in schema 1."""
 PLANNED, RUNNING, DONE, FAILED = "planned", "running", "done", "failed"
 RETRYABLE = "retryable"
 """A run that stopped before its end and goes on from its last checkpoint when it is claimed again."""
+
+
+def vouched_evaluation(path: Path) -> tuple[dict[str, Any], bool]:
+    """An evaluation's file, and whether it has a digest: `row`, or since schema 2 `evaluation` and `scores`; `protocol` and floor.
+
+    Raises:
+        UserError: as `read_record` does.
+    """
+    value, vouched = read_vouched(path, EVALUATION_VERSION)
+    kinds: dict[str, Any] = (
+        {"row": dict} if isinstance(value, dict) and "row" in value else {"evaluation": dict, "scores": dict}
+    )
+    return require_fields(value, path, protocol=dict, **kinds), vouched
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """As `vouched_evaluation`, without the word on the digest."""
+    return vouched_evaluation(path)[0]
 
 
 @dataclass(frozen=True)
@@ -95,7 +118,11 @@ def save_study(folder: Path, study: Study) -> None:
     check_study_folder(folder, study.name)
     path = folder / "study.json"
     present = read_json(path) if path.exists() else None
-    parts = told(study.parts, [run.model for run in study.runs], (present or {}).get("parts", []))
+    parts = told(
+        study.parts,
+        [run.model for run in study.runs if isinstance(run.model, ModelConfig)],
+        (present or {}).get("parts", []),
+    )
     value = {
         "schema_version": SCHEMA_VERSION,
         "study": study.name,
@@ -219,9 +246,9 @@ class RunStore:
         self.fence()
         for unfinished in leftovers(self.path):
             remove(unfinished)
-        for evaluation in self.run.evaluations:  # its writer may have died between the two files
-            if self.evaluation_path(evaluation).exists():
-                self.drawn_path(evaluation).unlink(missing_ok=True)
+        wanted = {self.drawn_path(evaluation) for evaluation in self.missing_evaluations()}
+        for path in {*(self.path / "drawn").glob("*.part")} - wanted:  # their writer died between the two files
+            path.unlink(missing_ok=True)
         if not (self.path / "config.json").exists():
             write_json(self.path / "config.json", self._identity, self.fence)
         self.check_identity()
@@ -281,10 +308,20 @@ class RunStore:
             return set()
 
     def missing_evaluations(self) -> list[Evaluation]:
-        """The run's evaluations without a row, in order of step."""
+        """By step, the evaluations without a file, or with one that lacks a metric; it is opened where more than one is asked for."""
         present = self.evaluation_names()
-        missing = [e for e in self.run.evaluations if self.evaluation_path(e).name not in present]
+        missing = [
+            e
+            for e in self.run.evaluations
+            if self.evaluation_path(e).name not in present or (len(e.metrics) > 1 and self.missing_metrics(e))
+        ]
         return sorted(missing, key=lambda e: e.step)
+
+    def missing_metrics(self, evaluation: Evaluation) -> tuple[str, ...]:
+        """Metrics of an evaluation that are not on record."""
+        path = self.evaluation_path(evaluation)
+        taken = recorded_metrics(read_evaluation(path)) if path.exists() else ()
+        return tuple(metric for metric in evaluation.metrics if metric not in taken)
 
     def is_done(self) -> bool:
         """Whether training reached its last step and every evaluation has its row."""
@@ -292,8 +329,8 @@ class RunStore:
         return status["state"] == DONE and status["step"] >= self.run.steps and not self.missing_evaluations()
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """Every evaluation row on record, by step."""
-        return [read_json(path) for path in sorted((self.path / "evals").glob("*.json"))]
+        """What every evaluation's file on record holds, by step."""
+        return [read_evaluation(path) for path in sorted((self.path / "evals").glob("*.json"))]
 
     def metrics(self) -> list[dict[str, Any]]:
         """Logged rows by step, each step once: the highest attempt's."""

@@ -20,7 +20,9 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from dit.design.config import Remat, RunArguments, RunConfig, from_json
+from dit.design.arguments import Remat
+from dit.design.config import Model, RunArguments, RunConfig, from_json
+from dit.design.unet import UNetConfig
 from dit.model import mesh as meshes
 from dit.model.memory import choose_remat
 from dit.train.step import Program, build
@@ -79,7 +81,7 @@ def compile_step(run: RunConfig, program: Program, mesh: Mesh | None, limit: int
         images, labels = (jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for x in (images, labels))
     started = time.perf_counter()
     lowered = program.step.lower(program.abstract(), images, labels)
-    told = {"attention": attention_products(lowered.as_text(), run.model.num_heads), "device": _device_kind(mesh)}
+    told = {"attention": attention_products(lowered.as_text(), *_heads(run.model)), "device": _device_kind(mesh)}
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -126,21 +128,29 @@ def describe(text: str) -> dict[str, Any]:
     }
 
 
-def attention_products(text: str, num_heads: int) -> dict[str, Any]:
+def _heads(model: Model) -> set[int]:
+    """How many heads the model's attentions have."""
+    if isinstance(model, UNetConfig):
+        return {model.heads(channels) for channels in model.attended}
+    return {model.num_heads}
+
+
+def attention_products(text: str, *num_heads: int) -> dict[str, Any]:
     """Attention in a lowered step: matrix products with batch and heads as batch dimensions, by number format, and softmax's own.
 
     Blocks are scanned and written once: the forward pass has two products for each attention, the backward pass four, and what is
     recomputed comes again.
     """
     products: Counter[str] = Counter()
+    heads = {str(count) for count in num_heads}
     pattern = r"stablehlo\.dot_general .*?batching_dims = \[\d+, \d+\].*? : \(tensor<([\dx]+)x(\w+)>"
     for shape, kind in re.findall(pattern, text):
-        if str(num_heads) in shape.split("x"):
+        if heads & set(shape.split("x")):
             products[kind] += 1
     softmax = Counter(
         kind
         for shape, kind in re.findall(r"stablehlo\.exponential .*? : tensor<([\dx]+)x(\w+)>", text)
-        if len(shape.split("x")) >= 4 and str(num_heads) in shape.split("x")[-4:-2]
+        if len(shape.split("x")) >= 4 and heads & set(shape.split("x")[-4:-2])
     )
     return {"products": dict(sorted(products.items())), "softmax": dict(sorted(softmax.items()))}
 

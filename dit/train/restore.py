@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +24,26 @@ from jaxtyping import Array, PyTree
 from dit.design.config import (
     DataConfig,
     DiffusionConfig,
-    ModelConfig,
+    Model,
     RunConfig,
     digest,
     from_json,
+    model_from_json,
 )
+from dit.design.objectives import ObjectiveConfig
+from dit.design.unet import UNetConfig
 from dit.errors import UserError
 from dit.model.compute import compute_on
-from dit.model.transformer import DiT, applied
+from dit.model.transformer import applied, network
 from dit.store.files import SCHEMA_VERSION, read_json, whole, write_json
 from dit.store.manifest import Corrupt
 from dit.train.checkpoint import Checkpoints, CheckpointWriter, flatten
 from dit.train.step import build
-from dit.weights import diffusers_names, official
+from dit.weights import diffusers_names, official, unet_names
 from dit.weights.official_config import Declared, check_positions, infer_data, infer_model
+from dit.weights.parts import Part
 from dit.weights.torch_pickle import SUFFIXES, find_weights, is_index, read_part, weights_sha256
+from dit.weights.unet_config import infer_unet, is_unet
 from dit.weights.vae import LATENT_SCALE
 
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -53,7 +58,7 @@ class Loaded:
     `note` says in a line which part of a file they are; `latent_factors` are the scale and shift of a run's latents, where it says them.
     """
 
-    model: ModelConfig
+    model: Model
     data: DataConfig
     diffusion: DiffusionConfig
     params: PyTree
@@ -62,6 +67,7 @@ class Loaded:
     identity: str
     note: str = ""
     latent_factors: tuple[float, float] | None = None
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
     @property
     def apply(self) -> Callable[[PyTree, Array, Array, Array], Array]:
@@ -106,7 +112,7 @@ def read_official(path: Path, declared: Declared = Declared()) -> Loaded:  # noq
         UserError: naming what is missing, extra or misshapen, or what the file leaves open.
     """
     weights, config = _find(path)
-    tensors, part = read_part(weights, _ANCHORS, declared.key)
+    tensors, part = _read(weights, declared.key)
     if diffusers_names.is_diffusers(tensors):
         if config is not None:
             diffusers_names.check_config(config, str(path))
@@ -117,21 +123,36 @@ def read_official(path: Path, declared: Declared = Declared()) -> Loaded:  # noq
                 declared.key,
             )
         tensors = diffusers_names.to_official(tensors)
-    model = infer_model(tensors, declared, str(path))
-    check_positions(tensors, model, str(path))
+    if is_unet(tensors):
+        tensors = unet_names.of_release(tensors)
+        model: Model = infer_unet(tensors, declared, str(path))
+    else:
+        model = infer_model(tensors, declared, str(path))
+        check_positions(tensors, model, str(path))
     tensors = {name: tensor.astype(np.float32, copy=False) for name, tensor in tensors.items()}
     not_finite = next((name for name, tensor in tensors.items() if not np.isfinite(tensor).all()), None)
     if not_finite is not None:
         raise UserError(
             f"{weights}: tensor '{not_finite}' has values that are not finite: copy or download the file again"
         )
-    tree = official.to_ours(tensors, model)
+    tree = unet_names.to_ours(tensors, model) if isinstance(model, UNetConfig) else official.to_ours(tensors, model)
     sha256 = weights_sha256(weights)
     # A file of several parts is several sets of weights, of which the one that was always taken keeps the file's own hash.
     identity = sha256 if part.usual else digest({"sha256": sha256, "part": part.label}, 64)
     params = _to_params(tree, model)
     note = part.note if weights == path else part.note.replace(str(weights), f"{path}/{weights.name}", 1)
     return Loaded(model, infer_data(model), DiffusionConfig(), params, None, path.name, identity, note)
+
+
+def _read(weights: Path, key: str | None) -> tuple[dict[str, np.ndarray], Part]:
+    """A DiT's tensors without the prefixes of wrappers; a U-Net's as they are, since its class embedder stands beside it."""
+    try:
+        return read_part(weights, _ANCHORS, key)
+    except UserError:
+        tensors, part = read_part(weights, (), key)
+        if is_unet(tensors):
+            return tensors, part
+        raise
 
 
 def save_imported(loaded: Loaded, out: Path) -> None:
@@ -161,7 +182,8 @@ def export(loaded: Loaded, out: Path) -> None:
     if out.suffix != ".safetensors":
         raise UserError(f"--out {out}: expected a name ending in .safetensors")
     refuse_existing(out)
-    flat = official.to_official(_to_tree(loaded.params), loaded.model)
+    tree, model = _to_tree(loaded.params), loaded.model
+    flat = unet_names.to_official(tree, model) if isinstance(model, UNetConfig) else official.to_official(tree, model)
     with whole(out) as beside:
         save_file(flat, beside, metadata={"format": "pt"})
 
@@ -212,7 +234,7 @@ def is_checkpoint(path: Path) -> bool:
 
 def _imported(path: Path, value: dict[str, Any]) -> Loaded:
     try:
-        model, data = ModelConfig(**value["model"]), DataConfig(**value["data"])
+        model, data = model_from_json(value["model"]), DataConfig(**value["data"])
         diffusion, source, sha256 = DiffusionConfig(**value["diffusion"]), value["source"], value["source_sha256"]
         identity = value["hash"]
     except (KeyError, TypeError) as error:
@@ -242,7 +264,9 @@ def _of_run(path: Path, value: dict[str, Any], step: int | None) -> Loaded:
     else:
         params = _restore(states, step, jax.eval_shape(build(run).init), path).ema
     identity = digest({"run": run.hash, "step": step}, 64)
-    return Loaded(run.model, run.data, run.diffusion, params, step, run.run, identity, latent_factors=_factors(path))
+    return Loaded(
+        run.model, run.data, run.diffusion, params, step, run.run, identity, "", _factors(path), run.objective
+    )
 
 
 def _factors(path: Path) -> tuple[float, float] | None:
@@ -277,12 +301,12 @@ def _refuse_key(path: Path, declared: Declared) -> None:
         raise UserError(f"--key {declared.key}: {path} holds one set of weights only; leave --key out")
 
 
-def _network(model: ModelConfig) -> tuple[Any, PyTree]:
+def _network(model: Model) -> tuple[Any, PyTree]:
     """The module's graph, and its parameters' shapes."""
-    return nnx.split(nnx.eval_shape(lambda: DiT(model, rngs=nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: network(model, rngs=nnx.Rngs(0))))
 
 
-def _to_params(tree: official.Tree, model: ModelConfig) -> PyTree:
+def _to_params(tree: official.Tree, model: Model) -> PyTree:
     """The nested arrays of `official.to_ours` as the model's parameters."""
     _, shapes = _network(model)
     arrays = {f"{name}/value": array for name, array in flatten(tree).items()}

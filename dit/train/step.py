@@ -22,11 +22,12 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dit.design.config import RunArguments, RunConfig
 from dit.design.topology import require_batch
-from dit.diffusion.process import Images, linear_schedule, tables, training_losses
+from dit.diffusion.objectives import Objective
+from dit.diffusion.process import Images
 from dit.model import mesh as meshes
 from dit.model.compute import Compute, compute_on, require_precision
 from dit.model.memory import choose_remat
-from dit.model.transformer import DiT, applied
+from dit.model.transformer import applied, network
 from dit.train.optim import adamw, gradient_norm, level_before, moving_average
 
 
@@ -131,22 +132,23 @@ class Means(NamedTuple):
 class Draws(NamedTuple):
     """The randomness of training examples."""
 
-    timesteps: Int[Array, " B"]
+    times: Int[Array, " B"] | Float[Array, " B"]
     noise: Images
     labels: Int[Array, " B"]
 
 
 def draw_examples(run: RunConfig, step: Int[Array, ""], positions: Int[Array, " B"], labels: Int[Array, " B"]) -> Draws:
-    """Timestep, noise and (perhaps dropped) label of the examples at `positions` in the global batch of `step`."""
+    """Time, noise and (perhaps dropped) label of the examples at `positions` in the global batch of `step`."""
     step_key = jax.random.fold_in(_keys(run.seed)[1], step)
     shape = (run.model.input_size, run.model.input_size, run.model.in_channels)
+    objective = Objective(run.objective, run.diffusion)
 
     def one(position: Int[Array, ""], label: Int[Array, ""]) -> Draws:
         time_key, noise_key, drop_key = jax.random.split(jax.random.fold_in(step_key, position), 3)
-        timestep = jax.random.randint(time_key, (), 0, run.diffusion.timesteps)
+        time = objective.draw_time(time_key)
         dropped = jax.random.bernoulli(drop_key, run.model.class_dropout_prob)
         null = jnp.asarray(run.model.num_classes, label.dtype)
-        return Draws(timestep, jax.random.normal(noise_key, shape), jnp.where(dropped, null, label))
+        return Draws(time, jax.random.normal(noise_key, shape), jnp.where(dropped, null, label))
 
     return jax.vmap(one)(positions, labels)
 
@@ -169,13 +171,14 @@ def build(run: RunConfig, mesh: Mesh | None = None, arguments: RunArguments | No
     arguments = arguments or RunArguments()
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     require_precision(run.precision, device)
+    meshes.require_split(run.model, meshes.mesh_shape(mesh))
     require_batch(run.batch_size, meshes.mesh_shape(mesh), arguments.accumulate)
     compute = compute_on(device, run.precision, run.model, mesh)
     compute = dataclasses.replace(compute, remat=choose_remat(run, compute, arguments, device))
     model, optimizer = applied(run.model, compute, device.platform), adamw(run.optim)
 
     def init() -> TrainState:
-        _, params = nnx.split(DiT(run.model, rngs=nnx.Rngs(_keys(run.seed)[0])))
+        _, params = nnx.split(network(run.model, rngs=nnx.Rngs(_keys(run.seed)[0])))
         return TrainState(params, jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.zeros((), jnp.int32))
 
     step = functools.partial(_step, run, model, optimizer, arguments.accumulate, mesh is None)
@@ -243,14 +246,15 @@ def _gradient(
 
     Part k is rows k, k + accumulate, ...: of each device's rows as many as of any other's.
     """
-    table = tables(linear_schedule(run.diffusion))
+    objective = Objective(run.objective, run.diffusion)
+    table = objective.table()
 
     def part(images: Images, labels: Int[Array, " b"], positions: Int[Array, " b"]) -> tuple[Means, PyTree]:
         draws = draw_examples(run, state.step, positions, labels)
 
         def mean_loss(params: PyTree) -> tuple[Array, Means]:
-            losses = training_losses(
-                lambda x, t, y: model(params, x, t, y), table, images, draws.labels, draws.timesteps, draws.noise
+            losses = objective.losses(
+                lambda x, t, y: model(params, x, t, y), table, images, draws.labels, draws.times, draws.noise
             )
             means = Means(*(jnp.mean(each) for each in losses))
             return means.loss, means

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from dit.design.config import DATASETS, LADDERS, DataConfig, ModelConfig
+from dit.design.config import DATASETS, LADDERS, DataConfig, Model, ModelConfig
 from dit.errors import UserError
 from dit.model.layers import position_embedding
 
@@ -27,6 +27,7 @@ class Declared:
     input_size: int | None = None
     num_classes: int | None = None
     key: str | None = None
+    head_channels: int | None = None
 
 
 def infer_model(tensors: dict[str, np.ndarray], declared: Declared, source: str) -> ModelConfig:
@@ -40,6 +41,8 @@ def infer_model(tensors: dict[str, np.ndarray], declared: Declared, source: str)
     """
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
+        if "time_embed.0.weight" in tensors or "model.diffusion_model.time_embed.0.weight" in tensors:
+            raise UserError(f"{source} holds a U-Net, not a DiT: give a file of DiT's")
         if name not in tensors:
             raise UserError(f"{source} does not hold a DiT: tensor '{name}' is missing")
         if tensors[name].ndim != rank:
@@ -135,7 +138,7 @@ def check_positions(tensors: dict[str, np.ndarray], model: ModelConfig, source: 
         )
 
 
-def infer_data(model: ModelConfig) -> DataConfig:
+def infer_data(model: Model) -> DataConfig:
     """The known data set of the model's input, else latents of Stable Diffusion's autoencoder (4 channels), else pixels."""
     seen = (model.input_size, model.in_channels, model.num_classes)
     for data in DATASETS.values():

@@ -41,7 +41,7 @@ def reproduction(folder, scores, reference="/data/VIRTUAL_imagenet256_labeled.np
     }
     for key, run in runs.items():
         store = RunStore(folder, run)
-        row = score_row(run, "again", evaluation, scores[key], digest(protocol))
+        row = score_row(run, "again", evaluation, {evaluation.metric: scores[key]}, digest(protocol))
         write_json(store.evaluation_path(evaluation), {"schema_version": 1, "row": row, "protocol": protocol})
         store.set_status(DONE, step=run.steps, attempt=1)
     return collect(folder)

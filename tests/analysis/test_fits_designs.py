@@ -95,7 +95,9 @@ def test_seeds_are_averaged_before_the_frontier():
     found = frontier(data)
     assert len(found.gaps) == 12
     sd = found.noise.relative_sd
-    assert found.points[0].interval.high / found.points[0].score == pytest.approx(np.exp(1.96 * sd / np.sqrt(3)))
+    assert found.points[0].interval.high / found.points[0].score == pytest.approx(
+        np.exp(1.96 * sd / np.sqrt(3)), rel=1e-4
+    )
 
 
 def test_a_planted_optimal_size_comes_out_of_the_isoflops():
@@ -251,10 +253,10 @@ def test_few_cells_have_no_interval_and_fewer_no_correlation():
 def test_forward_validation_chooses_the_form_that_made_the_scores():
     found = validate(scores(TRUTHS["power"], sd=0.002), ("surface", "power"))
     assert found.chosen == "power"  # the surface holds it too, with more parameters
-    assert "S, B -> L, then S, B, L -> XL" in found.reason
+    assert "S, B -> L" in found.reason and "S, B, L -> XL" in found.reason
     found = validate(scores(TRUTHS["surface"], sd=0.002), ("power", "params+tokens", "surface"))
-    assert found.chosen == "surface" and "(S, B, L -> XL)" in found.reason
-    folds = found.of("surface").folds
+    assert found.chosen == "surface" and "S, B, L, XL/8 -> XL" in found.reason
+    folds = [one for one in found.of("surface").folds if not one.begun]
     assert [(fold.fitted_on, fold.predicted) for fold in folds] == [(("S", "B"), "L"), (("S", "B", "L"), "XL")]
     assert found.of("params+tokens").refusals[0].reason.startswith("fitted on S, B: too few levels")
     assert found.of("surface").max_error < 0.05 < found.of("power").median_error

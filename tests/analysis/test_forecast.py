@@ -61,7 +61,7 @@ def test_a_forecast_is_frozen_before_training_and_scored_after(folder, capsys):
     }
     law = value["laws"][0]
     assert law["median_error"] is not None and law["form"] == law["validation"]["chosen"]
-    assert len(value["inputs"]) == 5 * len(SMALL) and "forward_error" in printed.out and law["form"] in printed.out
+    assert len(value["inputs"]) == 5 * len(SMALL) and "forward_rms" in printed.out and law["form"] in printed.out
 
     assert main(["forecast", str(folder), "--score"]) == 0
     assert "not yet measured: adaln_zero XL/4 at step 1000" in capsys.readouterr().err
@@ -205,7 +205,7 @@ def test_published_numbers_retrospectively(tmp_path, capsys):
     value = json.loads(capsys.readouterr().out)
     by_cell = {cell["cell"]: cell for cell in value["cells"]}
     assert value["laws"][0]["form"] == "surface" and by_cell["adaln_zero XL/2"]["score"] == pytest.approx(
-        19.90, abs=0.01
+        19.63, abs=0.01
     )
-    assert value["laws"][0]["median_error"] == pytest.approx(0.173, abs=0.002)
+    assert value["laws"][0]["median_error"] == pytest.approx(0.185, abs=0.002)
     assert "extrapolated 0.17 decades" in by_cell["adaln_zero XL/2"]["said"]

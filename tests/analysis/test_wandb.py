@@ -23,6 +23,7 @@ COLUMNS = [
     "step",
     "train_gflops",
     "sampling_steps",
+    "nfe",
     "sampling_gflops",
     "cfg_scale",
     "num_samples",

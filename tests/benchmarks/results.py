@@ -54,7 +54,7 @@ def write_runs(folder: Path, runs: tuple[RunConfig, ...], rows: int) -> int:
         files = {"metrics/0001.jsonl": "".join(lines(run, rows, rng))}
         protocol = {"features": "digits", "num_samples": 512, "sampling_steps": 32, "extractor_sha256": "e" * 64}
         for evaluation in run.evaluations:
-            row = score_row(run, "large", evaluation, rng.uniform(20, 200), digest(protocol))
+            row = score_row(run, "large", evaluation, {evaluation.metric: rng.uniform(20, 200)}, digest(protocol))
             value = {"schema_version": 1, "row": row, "protocol": protocol, "floor": 1.25}
             files[f"evals/{evaluation.step:08d}-{evaluation.key}.json"] = json.dumps(value, indent=1)
         files["status.json"] = json.dumps({"schema_version": 1, "state": "done", "step": run.steps, "attempt": 1})

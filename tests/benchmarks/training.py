@@ -214,7 +214,8 @@ def bare_loop(run: Any, data: Any, flat: bool) -> Callable[[int], Any]:
     import jax.numpy as jnp
     import optax
 
-    from dit.diffusion.process import linear_schedule, tables, training_losses
+    from dit.design.schedule import linear_schedule
+    from dit.diffusion.process import tables, training_losses
     from dit.model.compute import compute_on
     from dit.model.transformer import DiT, applied, nnx
     from dit.train.step import draw_examples
@@ -235,7 +236,7 @@ def bare_loop(run: Any, data: Any, flat: bool) -> Callable[[int], Any]:
 
         def loss(params: Any) -> Any:
             function = lambda x, t, y: model(params, x, t, y)  # noqa: E731
-            return training_losses(function, table, images, draws.labels, draws.timesteps, draws.noise).loss.mean()
+            return training_losses(function, table, images, draws.labels, draws.times, draws.noise).loss.mean()
 
         value, gradients = jax.value_and_grad(loss)(params)
         updates, opt_state = optimizer.update(gradients, opt_state, params)

@@ -219,7 +219,7 @@ def rows_of(capsys, *arguments):
 def test_the_plan_as_json_has_the_documented_columns(here, capsys):
     rows = rows_of(capsys, "plan", "grid", "--json")
     assert len(rows) == 48
-    measured = {"sampling_steps", "sampling_gflops", "cfg_scale", "num_samples", "protocol", "citation"}
+    measured = {"sampling_steps", "nfe", "sampling_gflops", "cfg_scale", "num_samples", "protocol", "citation"}
     assert list(rows[0]) == [name for name in columns([]) if name not in measured]
     assert {row["status"] for row in rows} == {"planned"}
     assert os.listdir(here) == []
@@ -267,7 +267,7 @@ def test_the_status_as_json_has_the_documented_columns(under_way, capsys):
     more = {"loss", "steps", "images_per_s", "left_s", "attempts", "worker", "engine", "silent_s", "stale", "time"}
     more |= {"goodput", "productive_s", "wall_s"}
     assert set(rows[0]) - set(columns(["fd_digits"])) == more
-    scores = [value["row"]["fd_digits"] for value in RunStore(Path("out"), under_way[0]).evaluations()]
+    scores = [value["scores"]["fd_digits"] for value in RunStore(Path("out"), under_way[0]).evaluations()]
     assert rows[0]["fd_digits"] == min(scores)
     assert rows[3]["fd_digits"] is None
 

@@ -11,8 +11,8 @@ import pytest
 from tiny_extractor import some_images, tiny_extractor
 
 from dit import cli
-from dit.score import evaluation
-from dit.score.features import Features
+from dit.score import kept_samples
+from dit.score.features import Features, NetworkExtractor
 
 
 @pytest.fixture(autouse=True)
@@ -110,15 +110,12 @@ class Killed(BaseException):
 def test_resumes_after_a_kill_with_the_same_bits_and_no_batch_twice(capsys, monkeypatch) -> None:
     options = ("--batch-size", "16")
     whole = _row(capsys, *options)
-    monkeypatch.setattr(evaluation, "SAVE_EVERY_S", 0)
+    monkeypatch.setattr(kept_samples, "SAVE_EVERY_S", 0)
     extractor = tiny_extractor()
     calls: list[int] = []
 
-    class Counting:
+    class Counting(NetworkExtractor):
         """The tiny extractor, dying in the 12th batch."""
-
-        def __getattr__(self, name: str):
-            return getattr(extractor, name)
 
         def extract(self, images: np.ndarray) -> Features:
             calls.append(len(images))
@@ -126,7 +123,7 @@ def test_resumes_after_a_kill_with_the_same_bits_and_no_batch_twice(capsys, monk
                 raise Killed
             return extractor.extract(images)
 
-    _extract_with(monkeypatch, Counting())
+    _extract_with(monkeypatch, Counting(**vars(extractor)))
     with pytest.raises(Killed):
         _row(capsys, *options)
     assert _row(capsys, *options) == whole
@@ -135,7 +132,7 @@ def test_resumes_after_a_kill_with_the_same_bits_and_no_batch_twice(capsys, monk
 
 
 def test_a_partial_pass_of_other_images_is_not_taken_up(capsys, monkeypatch) -> None:
-    monkeypatch.setattr(evaluation, "SAVE_EVERY_S", 0)
+    monkeypatch.setattr(kept_samples, "SAVE_EVERY_S", 0)
     monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)  # as if every pass had been killed at the end
     first = _row(capsys)
     np.savez("samples.npz", arr_0=some_images(100, 3))

@@ -18,6 +18,10 @@ def rows(capsys, *arguments):
 
 def test_published_table_has_sixteen_rows_with_small_residuals(capsys):
     table = rows(capsys)
+    unets = [row for row in table if row["block"] == "unet"]
+    assert len(unets) == 10
+    assert all(round(row["paper_gflops"]) == row["published_gflops"] for row in unets)
+    table = [row for row in table if row["block"] != "unet"]
     assert len(table) == 16
     assert all(abs(row["residual_gflops"]) < 0.01 for row in table)
     assert all(round(row["params"] / 1e6) == row["published_params_millions"] for row in table)
@@ -43,6 +47,24 @@ def test_the_grid_has_every_block_size_and_patch_size(capsys):
     assert (row["params"], row["gflops"]) == (params(model), gflops(model))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "macs", "parameters"),
+    [
+        (["adm"], 1_119_832_768_512, 553_838_086),
+        (["adm", "--image-size", "64"], 109_678_018_560, 295_904_454),
+        (["adm-u", "--image-size", "256"], 741_320_392_704, 607_700_364),
+        (["ldm-8"], 57_038_602_240, 394_984_196),
+        (["unet", "--size", "B"], 23_014_113_280, 157_281_640),
+    ],
+)
+def test_a_u_net_lists_its_parts(capsys, arguments, macs, parameters):
+    *parts, total, h1 = rows(capsys, "--family", *arguments)
+    assert sum(part["macs"] for part in parts) == total["macs"] == macs
+    assert total["params"] == parameters
+    assert h1["component"] == "total, rule H1"
+    assert h1["gflops"] > total["gflops"]
+
+
 def test_the_table_for_reading_says_the_convention(capsys):
     assert main(["flops"]) == 0
     assert "one multiply-add as one flop" in capsys.readouterr().out
@@ -65,6 +87,11 @@ CELL = ["--block", "adaln", "--size", "S", "--patch-size", "2"]
         ([*CELL, "--grid"], "--grid counts every cell"),
         (["--grid", "--ladder", "giant"], "unknown ladder 'giant'"),
         (["--ladder", "nano"], "add --grid"),
+        (["--family", "edm"], "unknown family of U-Nets 'edm'"),
+        (["--family", "adm", "--image-size", "300"], "no ADM for images of 300 px was published"),
+        (["--family", "adm", "--block", "adaln"], "--family names a U-Net: leave out"),
+        (["--family", "unet"], "is a ladder: give its --size"),
+        (["--family", "ldm-4", "--size", "S"], "leave out --size and --dataset"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(capsys, arguments, message):

@@ -105,7 +105,7 @@ def samplers(pixels: Loaded):
 @pytest.fixture
 def compiled_once(samplers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        dit.score.sample_images, "Sampler", lambda apply, model, diffusion, batch_size: samplers(batch_size)
+        dit.score.sample_images, "Sampler", lambda apply, model, diffusion, batch_size, objective: samplers(batch_size)
     )
 
 

@@ -19,20 +19,21 @@ from safetensors.numpy import save_file
 from sklearn.datasets import load_sample_images
 
 import dit.cli.evaluate
-import dit.runs.inputs
+import dit.score.scoring
 from dit.cli import main
 from dit.data.decoding import open_decoder
 from dit.data.shards import open_latents
 from dit.design.config import Evaluation, RunArguments, RunConfig
 from dit.errors import UserError
 from dit.hosts.processes import Processes
-from dit.runs.inputs import check_fit, identity, open_scorer, open_training_data
+from dit.runs.inputs import check_fit, identity, open_training_data
 from dit.runs.journal import Journal
 from dit.runs.run import execute
 from dit.score import inception_weights, reference
 from dit.score.features import Features, NetworkExtractor
 from dit.score.metrics.frechet import Gaussian, frechet_distance
 from dit.score.sampling import Sampler
+from dit.score.scoring import open_scorer
 from dit.store.lease import LeaseLost
 from dit.store.study import RunStore, Study, save_study
 from dit.train.restore import open_checkpoint
@@ -110,9 +111,9 @@ def small_extractor(*_: object) -> NetworkExtractor:
 
 @pytest.fixture
 def small_inception(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dit.runs.inputs, "make_extractor", small_extractor)
+    monkeypatch.setattr(dit.score.scoring, "make_extractor", small_extractor)
     monkeypatch.setattr(dit.cli.evaluate, "make_extractor", small_extractor)
-    dit.runs.inputs._scorer.cache_clear()
+    dit.score.scoring._of_decoded.cache_clear()
 
 
 def arguments(inputs: Inputs) -> RunArguments:
@@ -148,7 +149,7 @@ def test_from_photographs_to_scores_and_pictures(inputs: Inputs, small_inception
     real = small_extractor().extract(np.stack(crops(8, 64))).pooled.astype(np.float64)
     distance = frechet_distance(*(Gaussian(f.mean(0), np.cov(f, rowvar=False), len(f)) for f in (features, real)))
     (entry,) = record.evaluations()
-    assert entry["row"]["fid"] == pytest.approx(distance, rel=1e-3)
+    assert entry["scores"]["fid"] == pytest.approx(distance, rel=1e-3)
     protocol = entry["protocol"]
     assert (protocol["decoder"], protocol["decoder_sha256"]) == ("tiny", decoder.sha256)
     assert (protocol["extractor_sha256"], protocol["reference"]) == ("0" * 64, "real.npz")
@@ -162,7 +163,7 @@ def test_from_photographs_to_scores_and_pictures(inputs: Inputs, small_inception
     evaluate = [tmp_path / "s.npz", "--reference", inputs.reference, "--metrics", "fid", "--out", tmp_path / "row.json"]
     assert main(["evaluate", *map(str, evaluate)]) == 0
     row = json.loads((tmp_path / "row.json").read_text())
-    assert row["fid"] == pytest.approx(entry["row"]["fid"], rel=0.01)
+    assert row["fid"] == pytest.approx(entry["scores"]["fid"], rel=0.01)
     assert row["decoder"] == f"vae@{decoder.sha256[:12]}" and row["sampling_steps"] == 2
     capsys.readouterr()
 
@@ -268,5 +269,5 @@ def test_a_sweep_scores_with_the_real_inception(inputs: Inputs, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     for run in declared(str(inputs.study)).runs:
         (entry,) = RunStore(tmp_path / "study", run).evaluations()
-        assert np.isfinite(entry["row"]["fid"]) and entry["row"]["fid"] > 0
+        assert np.isfinite(entry["scores"]["fid"]) and entry["scores"]["fid"] > 0
         assert entry["protocol"]["extractor_sha256"] == made_by["extractor_sha256"]

@@ -19,6 +19,8 @@ from dit.design.config import (
     RunConfig,
     model_config,
 )
+from dit.design.guidance import autoguided_by
+from dit.design.objectives import ObjectiveConfig
 from dit.errors import UserError
 
 EVALUATION = Evaluation(step=100, features="digits", num_samples=64, sampling_steps=16)
@@ -48,9 +50,12 @@ def test_identity_holds_every_field_but_how_far_to_train_and_what_to_score():
         model=model_config("adaln_zero", "S", 2, DATASETS["digits"], "nano", qk_norm=True),
         precision="bfloat16",
         guard=Guard(spike="skip"),
+        objective=ObjectiveConfig("flow", shift=2.0),
+        evaluations=(),
     )
     everything, identity = leaves(dataclasses.asdict(every)), leaves(every.identity)
-    left_out = everything.keys() - identity.keys()
+    unset = {name for name, value in everything.items() if name[0] == "objective" and value in (None, "")}
+    left_out = everything.keys() - identity.keys() - unset
     assert left_out == {("steps",), ("evaluations",), ("model", "block_source"), ("data", "source")}
     assert identity.items() <= everything.items()
 
@@ -89,6 +94,9 @@ OTHER_RUNS = [
     a_run(optim=OptimConfig(learning_rate=1e-3)),
     a_run(optim=OptimConfig(ema_decay=0.99)),
     a_run(precision="bfloat16"),
+    a_run(objective=ObjectiveConfig("flow"), evaluations=()),
+    a_run(objective=ObjectiveConfig("flow", path="gvp"), evaluations=()),
+    a_run(objective=ObjectiveConfig("flow", times="logit_normal"), evaluations=()),
     a_run(guard=Guard(nonfinite="skip")),
     a_run(guard=Guard(spike="skip")),
     a_run(guard=Guard(spike="skip", spike_factor=20.0)),
@@ -163,10 +171,14 @@ def test_metric_is_fid_for_inception_alone_and_the_protocols_key_has_no_step():
     changes = [
         {"features": "mnist"}, {"num_samples": 65}, {"sampling_steps": 17}, {"sampler": "ddim"}, {"cfg_scale": 1.5},
         {"cfg_channels": None}, {"ema": False}, {"decoder": "ft-mse"}, {"sample_seed": 1}, {"precision": "bfloat16"},
+        {"sampler": "heun", "sampler_source": "0123"}, {"sampler": "edm", "sampler_options": (("churn", 1.0),)},
+        {"cfg_scale": 1.5, "cfg_interval": (0.1, 1.0)}, {"cfg_scale": 1.5, "autoguidance": autoguided_by(a_run())},
     ]  # fmt: skip
     assert {name for change in changes for name in change} == {f.name for f in dataclasses.fields(Evaluation)} - {
-        "step"
+        "step",
+        "metrics",
     }
+    assert dataclasses.replace(EVALUATION, metrics=("is", "kid")).key == EVALUATION.key
     keys = {dataclasses.replace(EVALUATION, **change).key for change in changes} | {EVALUATION.key}
     assert len(keys) == len(changes) + 1
 
@@ -210,7 +222,7 @@ def unchecked():
         (lambda: a_run(steps=0, evaluations=()), ["steps is 0"]),
         (lambda: a_run(batch_size=0), ["batch_size is 0"]),
         (lambda: a_run(data=DATASETS["mnist"]), ["(8, 1, 10)", "'mnist'", "(32, 1, 10)"]),
-        (lambda: dataclasses.replace(EVALUATION, sampler="heun"), ["sampler 'heun'", "ddpm, ddim"]),
+        (lambda: dataclasses.replace(EVALUATION, sampler="hein"), ["sampler 'hein'", "ddpm, ddim"]),
         (lambda: dataclasses.replace(EVALUATION, num_samples=0), ["num_samples is 0"]),
         (lambda: dataclasses.replace(EVALUATION, sampling_steps=0), ["sampling_steps is 0"]),
         (lambda: dataclasses.replace(EVALUATION, step=0), ["step is 0"]),

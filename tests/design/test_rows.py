@@ -14,6 +14,7 @@ DOCUMENTED = [
         "images_seen",
         "train_gflops",
         "sampling_steps",
+        "nfe",
         "sampling_gflops",
         "cfg_scale",
         "num_samples",
@@ -21,7 +22,7 @@ DOCUMENTED = [
     ),
     *("protocol", "status", "source", "reason", "citation"),
 ]
-SCORED_ONLY = {"sampling_steps", "sampling_gflops", "cfg_scale", "num_samples", "fd_digits", "protocol"}
+SCORED_ONLY = {"sampling_steps", "nfe", "sampling_gflops", "cfg_scale", "num_samples", "fd_digits", "protocol"}
 
 MODEL = ModelConfig(
     "adaln_zero", 4, depth=3, hidden_size=24, num_heads=2, input_size=8, in_channels=1, num_classes=10, size="S"
@@ -38,19 +39,28 @@ GFLOPS = (EMBED + 3 * BLOCK + FINAL) / 1e9
 
 def test_the_columns_are_the_documented_ones_in_order():
     assert rows.columns(["fd_digits"]) == DOCUMENTED
-    assert rows.columns(["fid", "sfid"])[18:20] == ["fid", "sfid"]
+    assert rows.columns(["fid", "sfid"])[19:21] == ["fid", "sfid"]
 
 
 def test_the_columns_over_seeds_are_means_with_their_spread_and_count():
     assert rows.columns_over_seeds(["fd_digits"]) == [
         *("recipe", "study", "block", "size", "patch_size", "image_size", "tokens", "params", "gflops", "batch_size"),
-        *("step", "images_seen", "train_gflops", "sampling_steps", "sampling_gflops", "cfg_scale", "num_samples"),
+        *(
+            "step",
+            "images_seen",
+            "train_gflops",
+            "sampling_steps",
+            "nfe",
+            "sampling_gflops",
+            "cfg_scale",
+            "num_samples",
+        ),
         *("fd_digits", "fd_digits_sd", "n", "protocol", "source", "citation"),
     ]
 
 
 def test_a_score_fills_every_column_in_order():
-    row = rows.score_row(RUN, "mine", EVALUATION, 12.5, "abc")
+    row = rows.score_row(RUN, "mine", EVALUATION, {"fd_digits": 12.5}, "abc")
     assert list(row) == DOCUMENTED[:-1]  # only what is published has a citation
 
 
@@ -60,7 +70,7 @@ def test_a_plan_fills_the_columns_known_before_in_order():
 
 
 def test_one_cell_by_hand():
-    row = rows.score_row(RUN, "mine", EVALUATION, 12.5, "abc")
+    row = rows.score_row(RUN, "mine", EVALUATION, {"fd_digits": 12.5}, "abc")
     params = row.pop("params")
     gflops = {name: row.pop(name) for name in ("gflops", "train_gflops", "sampling_gflops")}
     assert row == {
@@ -76,6 +86,7 @@ def test_one_cell_by_hand():
         "step": 50,
         "images_seen": 3200,
         "sampling_steps": 32,
+        "nfe": 32,
         "cfg_scale": 1.0,
         "num_samples": 512,
         "fd_digits": 12.5,
@@ -100,14 +111,14 @@ def test_a_planned_cell_stands_at_the_end_of_its_training():
 
 
 def test_guidance_doubles_the_cost_of_sampling_and_nothing_else():
-    plain = rows.score_row(RUN, "mine", EVALUATION, 1.0, "abc")
-    guided = rows.score_row(RUN, "mine", replace(EVALUATION, cfg_scale=1.5), 1.0, "abc")
+    plain = rows.score_row(RUN, "mine", EVALUATION, {"fd_digits": 1.0}, "abc")
+    guided = rows.score_row(RUN, "mine", replace(EVALUATION, cfg_scale=1.5), {"fd_digits": 1.0}, "abc")
     assert {name for name in plain if plain[name] != guided[name]} == {"sampling_gflops", "cfg_scale"}
     assert guided["sampling_gflops"] == 2 * plain["sampling_gflops"]
 
 
 def test_the_score_stands_under_the_name_of_its_features():
-    row = rows.score_row(RUN, "mine", replace(EVALUATION, features="inception"), 2.0, "abc")
+    row = rows.score_row(RUN, "mine", replace(EVALUATION, features="inception"), {"fid": 2.0}, "abc")
     assert row["fid"] == 2.0
     assert "fd_digits" not in row
 

@@ -8,21 +8,31 @@ import numpy as np
 import pytest
 
 from dit.design.config import DiffusionConfig
+from dit.design.objectives import ObjectiveConfig
+from dit.design.samplers import Plan
+from dit.design.schedule import (
+    Level,
+    discrete_points,
+    even_timesteps,
+    linear_schedule,
+    respace,
+    strided_timesteps,
+)
+from dit.diffusion.objectives import Objective
 from dit.diffusion.process import (
     ddim_step,
     ddpm_step,
     guided,
-    linear_schedule,
     p_mean_variance,
     q_sample,
-    respace,
-    respaced_timesteps,
-    sample,
     tables,
     training_losses,
 )
+from dit.diffusion.samplers import ancestral, ddim, grid, sample
 from dit.errors import UserError
 
+TIMESTEPS = {"ddpm": even_timesteps, "ddim": strided_timesteps}
+STEPS = {"ddpm": ancestral, "ddim": ddim}
 SCHEDULE = linear_schedule(DiffusionConfig())
 RESPACINGS = ["16", "32", "64", "128", "250", "256", "1000", "ddim50", "ddim250"]
 
@@ -36,7 +46,7 @@ def assert_close(found, expected, tolerance=1e-5):
 
 
 def respaced(steps, sampler="ddpm"):
-    return respace(SCHEDULE, respaced_timesteps(1000, steps, sampler))
+    return respace(SCHEDULE, TIMESTEPS[sampler](1000, steps))
 
 
 def test_schedule_is_the_references_in_double_precision(golden):
@@ -72,18 +82,18 @@ def test_the_golden_file_holds_no_other_respacing(golden):
 )
 def test_respacings_that_do_not_exist_are_refused(steps, sampler, message):
     with pytest.raises(UserError, match=message):
-        respaced_timesteps(1000, steps, sampler)
+        TIMESTEPS[sampler](1000, steps)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 999, 1000])
 def test_ddpm_visits_exactly_as_many_distinct_steps_from_first_to_last(steps):
-    kept = respaced_timesteps(1000, steps)
+    kept = even_timesteps(1000, steps)
     assert len(set(kept)) == steps and kept == sorted(kept)
     assert kept[0] == 0 and (steps == 1 or kept[-1] == 999)
 
 
 def test_ddpm_rounds_halves_to_even():
-    assert respaced_timesteps(1000, 7) == [0, 166, 333, 500, 666, 832, 999]  # strides of 166.5
+    assert even_timesteps(1000, 7) == [0, 166, 333, 500, 666, 832, 999]  # strides of 166.5
 
 
 def test_tables_are_padded_with_zeros_and_float32():
@@ -194,8 +204,19 @@ def gaussian(mean, deviation, schedule):
 
 
 @functools.partial(jax.jit, static_argnames=("model", "sampler", "shape"))
-def draw(model, table, num_steps, keys, sampler="ddpm", shape=(8, 8, 1)):
-    return sample(model, table, num_steps, keys, jnp.zeros(len(keys), jnp.int32), shape, sampler)
+def drawn(model, levels, keys, sampler, shape):
+    objective, labels = Objective(ObjectiveConfig(), DiffusionConfig()), jnp.zeros(len(keys), jnp.int32)
+
+    def denoise(x, level):
+        return objective.read(objective.raw(model, x, labels, level), x, level)
+
+    return sample(STEPS[sampler], denoise, levels, keys, shape)
+
+
+def draw(model, schedule, keys, sampler="ddpm", shape=(8, 8, 1), length=0):
+    points = discrete_points(schedule)
+    calls = Level(*(part[1:, None] for part in points[:5]), guided=np.ones((len(schedule.betas), 1), bool))
+    return drawn(model, grid(Plan(points, calls, schedule, {}), length), keys, sampler, shape)
 
 
 def keys_of(count, seed=0):
@@ -205,9 +226,7 @@ def keys_of(count, seed=0):
 @pytest.mark.parametrize("steps", [4, 25])
 def test_ancestral_sampling_of_a_gaussian_is_exact_at_any_number_of_steps(steps):
     schedule = respaced(steps)
-    images = np.asarray(
-        draw(gaussian(0.7, 0.5, schedule), tables(schedule), jnp.int32(steps), keys_of(1024)), np.float64
-    )
+    images = np.asarray(draw(gaussian(0.7, 0.5, schedule), schedule, keys_of(1024)), np.float64)
     assert images.mean() == pytest.approx(0.7, abs=0.01)  # 65,536 pixels: standard error 0.002
     assert images.std() == pytest.approx(0.5, abs=0.006)
     assert abs(np.corrcoef(images[:, 0, 0, 0], images[:, 0, 1, 0])[0, 1]) < 0.1
@@ -216,13 +235,13 @@ def test_ancestral_sampling_of_a_gaussian_is_exact_at_any_number_of_steps(steps)
 def test_a_single_point_is_found_exactly_by_either_sampler():
     schedule = respaced(10, "ddim")
     for sampler in ("ddpm", "ddim"):
-        images = draw(gaussian(0.3, 0.0, schedule), tables(schedule), jnp.int32(10), keys_of(4), sampler)
+        images = draw(gaussian(0.3, 0.0, schedule), schedule, keys_of(4), sampler)
         np.testing.assert_allclose(images, 0.3, atol=2e-5)
 
 
 def test_ddim_follows_the_probability_flow_of_a_gaussian():
     mean, deviation = 0.7, 0.5
-    images = draw(gaussian(mean, deviation, SCHEDULE), tables(SCHEDULE), jnp.int32(1000), keys_of(4), "ddim")
+    images = draw(gaussian(mean, deviation, SCHEDULE), SCHEDULE, keys_of(4), "ddim")
     last = jnp.int32(np.iinfo(np.int32).max)
     start = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, last), (8, 8, 1)))(keys_of(4))
     acp = SCHEDULE.alphas_cumprod[-1]
@@ -234,11 +253,9 @@ def test_ddim_follows_the_probability_flow_of_a_gaussian():
 def test_an_image_is_its_keys_alone_and_padding_changes_nothing(sampler):
     schedule, keys = respaced(10, "ddim"), keys_of(5)
     model = gaussian(0.0, 1.0, schedule)
-    images = np.asarray(draw(model, tables(schedule), jnp.int32(10), keys, sampler))
-    np.testing.assert_allclose(
-        draw(model, tables(schedule), jnp.int32(10), keys[::-1], sampler), images[::-1], atol=1e-6
-    )
-    padded = draw(model, tables(schedule, length=1000), jnp.int32(10), keys, sampler)
+    images = np.asarray(draw(model, schedule, keys, sampler))
+    np.testing.assert_allclose(draw(model, schedule, keys[::-1], sampler), images[::-1], atol=1e-6)
+    padded = draw(model, schedule, keys, sampler, length=1000)
     np.testing.assert_array_equal(padded, images)
     assert len({image.tobytes() for image in images}) == 5
-    assert not np.array_equal(draw(model, tables(schedule), jnp.int32(10), keys_of(5, seed=1), sampler), images)
+    assert not np.array_equal(draw(model, schedule, keys_of(5, seed=1), sampler), images)

@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 
+from dit.design import features as parts
 from dit.design.config import Evaluation
 from dit.hosts.processes import Processes
-from dit.runs import kept_samples
 from dit.runs.draws import Draws
-from dit.runs.kept_samples import KeptSamples
-from dit.score.metrics.frechet import Gaussian, frechet_distance
+from dit.score import kept_samples
+from dit.score.features import Features, OwnExtractor
+from dit.score.kept_samples import KeptSamples
+from dit.score.metrics.frechet import Gaussian
+from dit.score.reference import Reference
 from dit.score.sampling import Drawn, Sampler
 from dit.score.scoring import Scorer
 from dit.store.lease import LeaseLost, Stopped
@@ -29,7 +32,7 @@ class OneByOne(Sampler):
     def __init__(self):
         self.drawn = []
 
-    def draw(self, params, evaluation, start, stop):
+    def draw(self, params, evaluation, start, stop, weak=None):
         for first in range(start, stop, self.batch_size):
             numbers = range(first, min(first + self.batch_size, stop))
             self.drawn.extend(numbers)
@@ -38,32 +41,38 @@ class OneByOne(Sampler):
 
 
 class OfPixels(Scorer):
-    """A judge of images that sees every bit in its place."""
+    """A judge of images that sees every bit."""
 
-    decoder = None
-
-    def __init__(self):
-        pass
-
-    def score(self, images):
-        return float((images.astype(np.float64).reshape(len(images), -1).mean(1) * np.arange(1, len(images) + 1)).sum())
-
-
-class OfDecoded(Scorer):
-    """A judge whose samples are latents, too many to hold as images."""
+    decoder, metrics = None, ("fid", "precision")
 
     def __init__(self):
-        self.__dict__ |= {"decoder": self, "extractor": self}
+        rng = np.random.default_rng(0)
+        extractor = OwnExtractor(parts.Features("waves", make=features, channels=1), features)
+        pooled, spatial = (Gaussian(np.zeros(n), np.eye(n), None) for n in (4, 2))
+        self.__dict__ |= {
+            "extractor": extractor,
+            "real": Reference(pooled, spatial, rng.normal(size=(9, 4)).astype(np.float32), {}),
+        }
 
-    def images(self, latents):
-        return np.repeat(((latents + 1) * 127).astype(np.uint8), 3, axis=3)
+    def statistics(self, metrics, num_samples):
+        return super().statistics(self.metrics, num_samples)
 
-    def extract(self, images):
-        pooled = np.sin(images.reshape(len(images), -1)[:, ::3].astype(np.float32))
-        return type("Features", (), {"pooled": pooled})
+    def scores(self, statistics, metrics):
+        return super().scores(statistics, self.metrics)
 
-    def distance(self, moments):
-        return frechet_distance(moments.gaussian(), Gaussian(np.zeros(4), np.eye(4), None))
+
+class OfDecoded(OfPixels):
+    """A judge whose samples are latents, and of every metric."""
+
+    metrics = ("fid", "sfid", "inception_score", "precision", "kid")
+
+    def images(self, drawn):
+        return np.repeat(((drawn + 1) * 127).astype(np.uint8), 3, axis=3)
+
+
+def features(images):
+    flat = images.reshape(len(images), -1)[:, :: images.shape[3]].astype(np.float32)
+    return Features(np.sin(flat), np.cos(flat[:, :2]), np.sin(flat[:, 1:] * 3))
 
 
 @pytest.fixture(params=[OfPixels, OfDecoded])
@@ -91,10 +100,11 @@ def score(judge, place, batches=100, end=Killed, made_of=("a run",), fence=no_fe
 
     kept = KeptSamples(place, list(made_of), Processes(), fence)
     try:
-        result, images, labels = Draws(sampler, Processes(), go_on).score(judge, SCORE, WEIGHTS, kept)
+        found = Draws(sampler, Processes(), go_on).score(judge, SCORE, WEIGHTS, kept)
     except (Killed, Stopped):
         return None, sampler.drawn
-    return (result.hex(), images.tobytes(), labels.tobytes()), sampler.drawn
+    scores = {name: value.hex() for name, value in found.scores.items()}
+    return (scores, found.images[:16].tobytes(), found.labels[:16].tobytes()), sampler.drawn
 
 
 def test_killed_after_any_batch_it_goes_on_with_the_next_to_the_same_bits(judge, tmp_path):
@@ -159,6 +169,6 @@ def test_processes_that_see_different_files_all_begin_anew(tmp_path):
     """Process 1 of two, whose view of a shared disk is old."""
     score(OfPixels(), tmp_path / "kept", 3)
     kept = KeptSamples(tmp_path / "kept", ["a run"], Processes(), no_fence)
-    assert int(kept.load(WEIGHTS)["count"]) == 12
+    assert int(kept.load(WEIGHTS)["pooled_count"]) == 12
     kept._processes.tell = lambda name, value: "0" * 64
     assert kept.load(WEIGHTS) is None

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from dit.design.config import DATASETS, Evaluation, OptimConfig, RunArguments, RunConfig, model_config, to_json
-from dit.design.rows import columns
+from dit.design.config import DATASETS, Evaluation, OptimConfig, RunArguments, RunConfig, digest, model_config, to_json
+from dit.design.rows import columns, recorded_row
 from dit.runs import journal
 from dit.runs import run as product
 from dit.runs.run import execute
@@ -110,11 +110,12 @@ def test_a_run_leaves_its_rows_scores_and_status(whole):
 def test_each_score_has_its_row_protocol_floor_and_first_samples(whole):
     record = RunStore(whole[0], RUN)
     for value, evaluation in zip(record.evaluations(), SCORES, strict=True):
-        row = value["row"]
+        assert list(value) == ["schema_version", "evaluation", "scores", "protocol", "floor"]
+        row = recorded_row(RUN, "mine", value)
         assert list(row) == [name for name in columns(["fd_digits"]) if name != "citation"]
         assert (row["step"], row["study"], row["status"], row["num_samples"]) == (evaluation.step, "mine", "done", 32)
         assert row["fd_digits"] > value["floor"] > 0
-        assert row["protocol"] == product.protocol_hash(value["protocol"])
+        assert row["protocol"] == digest(value["protocol"])
         assert value["protocol"]["sampling_steps"] == 4
         with np.load(record.samples_path(evaluation)) as kept:
             assert (kept["images"].shape, kept["images"].dtype) == ((16, 8, 8, 1), np.uint8)
@@ -289,11 +290,7 @@ def test_training_on_passes_through_the_states_of_the_shorter_run(tmp_path, whol
 
 def test_a_scorer_that_fails_is_a_failed_run_that_can_be_taken_up(tmp_path, monkeypatch, whole):
     with monkeypatch.context() as patch:
-
-        def broken(features):
-            raise RuntimeError("no\nextractor")
-
-        patch.setattr(product, "scorer", broken)
+        patch.setattr(product, "open_scorer", Mock(side_effect=RuntimeError("no\nextractor")))
         assert finish(tmp_path) == "failed"
     status = RunStore(tmp_path, RUN).status()
     assert (status["reason"], status["step"]) == ("RuntimeError: no extractor", 12)
@@ -306,7 +303,7 @@ def test_features_that_nothing_has_are_refused_before_training(tmp_path):
     assert finish(tmp_path, run) == "failed"
     status = RunStore(tmp_path, run).status()
     assert status["step"] == 0
-    assert status["reason"].startswith("features 'dino' cannot be scored here: expected digits or mnist")
+    assert status["reason"].startswith("unknown features 'dino': expected one of inception, digits, mnist")
 
 
 def test_a_mirror_that_fails_is_one_warning_and_changes_nothing(tmp_path, monkeypatch, whole):
@@ -321,7 +318,7 @@ def test_a_mirror_that_fails_is_one_warning_and_changes_nothing(tmp_path, monkey
 def test_a_failed_run_closes_its_mirror(tmp_path, monkeypatch):
     closed = []
     monkeypatch.setattr(journal.Mirror, "close", lambda mirror: closed.append(mirror))
-    monkeypatch.setattr(product, "scorer", lambda features: 1 / 0)
+    monkeypatch.setattr(product, "open_scorer", lambda *_: 1 / 0)
     assert finish(tmp_path) == "failed"
     assert len(closed) == 1
 

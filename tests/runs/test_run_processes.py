@@ -11,8 +11,10 @@ from test_chaos import RUN, STOPS
 from worker_processes import attempts_of, ended, fake_cells, gang, holdings, make_study
 
 from dit.design.config import Evaluation, RunArguments
+from dit.design.features import Features
 from dit.hosts.processes import Processes
 from dit.runs.draws import Draws
+from dit.score.features import OwnExtractor
 from dit.score.sampling import Sampler
 from dit.score.scoring import Scorer
 from dit.store.study import RunStore
@@ -63,10 +65,16 @@ class Judge(Scorer):
     decoder = None
 
     def __init__(self):
-        pass
+        record = Features("looked_at", make=self.extract, channels=1)
+        self.__dict__ |= {"extractor": OwnExtractor(record, self.extract), "seen": []}
 
-    def score(self, images):
-        return float((images.astype(np.float64).mean(axis=(1, 2, 3)) * np.arange(1, len(images) + 1)).sum())
+    def extract(self, images):
+        self.seen.append(images)
+        return images.reshape(len(images), -1)[:, :4]
+
+    def scores(self, statistics, metrics):
+        images = np.concatenate(self.seen)
+        return {"fid": float((images.astype(np.float64).mean(axis=(1, 2, 3)) * np.arange(1, len(images) + 1)).sum())}
 
 
 def drawn():
@@ -80,8 +88,9 @@ def drawn():
     program = build(RUN, mesh)
     sampler = Sampler(applied(RUN.model, Compute(), "cpu"), RUN.model, RUN.diffusion, batch_size=4)
     draws = Draws(sampler, processes, lambda: None)
-    score, images, labels = draws.score(Judge(), SCORE, program.init().ema)
-    return f"{score} {images.shape} {images.astype(int).sum()} {labels.tolist()}"
+    found = draws.score(Judge(), SCORE, program.init().ema)
+    images, labels = found.images[:16], found.labels[:16]
+    return f"{found.scores} {images.shape} {images.astype(int).sum()} {labels.tolist()}"
 
 
 def what_is_left(folder):

@@ -9,6 +9,8 @@ import pytest
 from flax import nnx
 
 from dit.data.batches import load_images
+from dit.design import features as parts
+from dit.design.metrics import written
 from dit.errors import UserError
 from dit.score import classifier
 from dit.score.features import Extractor
@@ -16,7 +18,7 @@ from dit.score.features import Extractor
 
 @functools.cache
 def extractor():
-    return classifier.small_image_extractor("digits")
+    return classifier.extractor(written(parts.Features, "digits"))
 
 
 @functools.cache
@@ -47,15 +49,15 @@ def test_logits_have_no_bias_and_come_from_the_pooled_features():
 
 def test_two_trainings_give_the_same_bits(monkeypatch):
     monkeypatch.setattr(classifier, "RECIPE", {**classifier.RECIPE, "steps": 25})
-    for one, other in zip(classifier._train("digits"), classifier._train("digits"), strict=True):
+    for one, other in zip(*(classifier._train(*load_images("digits")) for _ in range(2)), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_the_cached_file_is_read_and_not_trained_again(monkeypatch, cache):
     first = extractor()
     assert list(cache.glob("classifier-digits-*.npz"))
-    monkeypatch.setattr(classifier, "_train", lambda name: pytest.fail("trained again"))
-    again = classifier.small_image_extractor("digits")
+    monkeypatch.setattr(classifier, "_train", lambda *_: pytest.fail("trained again"))
+    again = classifier.extractor(written(parts.Features, "digits"))
     assert again.weights_sha256 == first.weights_sha256
     for one, other in zip(again.parameters, first.parameters, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -65,7 +67,7 @@ def test_another_recipe_is_another_file(monkeypatch, tmp_path):
     monkeypatch.setenv("DIT_CACHE", str(tmp_path))
     for steps in (1, 2):
         monkeypatch.setattr(classifier, "RECIPE", {**classifier.RECIPE, "steps": steps})
-        classifier.small_image_extractor("digits")
+        classifier.extractor(written(parts.Features, "digits"))
     assert len(list(tmp_path.glob("*.npz"))) == 2
     assert not list(tmp_path.glob(".*.npz*"))  # nothing half-written is left
 

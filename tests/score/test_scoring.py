@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from dit.data.batches import load_images
-from dit.design.config import DATASETS, DiffusionConfig, Evaluation, RunConfig, model_config
+from dit.design.config import DATASETS, DiffusionConfig, Evaluation, RunArguments, RunConfig, model_config
 from dit.errors import UserError
-from dit.score.scoring import protocol_hash, scorer
+from dit.score.evaluation import take_in
+from dit.score.scoring import open_scorer, protocol_hash, scorer
 
 EVALUATION = Evaluation(step=100, features="digits", num_samples=64, sampling_steps=16)
 RUN = RunConfig(model_config("adaln", "S", 2, DATASETS["digits"], "nano"), DATASETS["digits"], steps=100)
@@ -26,15 +27,23 @@ def features(images):
     return scorer("digits").extractor.extract(images).pooled
 
 
+def distance_of(images):
+    """As a run is scored: one pass over batches of 128."""
+    judge = scorer("digits")
+    statistics = judge.statistics(("fid",), len(images))
+    take_in(statistics, judge.extractor, (images[i : i + 128] for i in range(0, len(images), 128)), lambda: None)
+    return judge.scores(statistics, ("fid",))["fid"]
+
+
 def test_the_real_set_scores_zero():
     images, _ = load_images("digits")
-    assert abs(scorer("digits").score(images)) < 1e-6 * scorer("digits").floor
+    assert abs(distance_of(images)) < 1e-6 * scorer("digits").floor
 
 
 def test_a_score_is_the_distance_to_the_whole_real_set():
     images, _ = load_images("digits")
     worse = 255 - images[:500]
-    assert scorer("digits").score(worse) == pytest.approx(distance(features(worse), features(images)), rel=1e-3)
+    assert distance_of(worse) == pytest.approx(distance(features(worse), features(images)), rel=1e-3)
 
 
 def test_the_floor_is_the_distance_between_halves_and_below_that_of_a_single_class():
@@ -42,7 +51,7 @@ def test_the_floor_is_the_distance_between_halves_and_below_that_of_a_single_cla
     halves = np.random.default_rng(0).permutation(len(pooled))
     expected = distance(pooled[halves[:898]], pooled[halves[898:]])
     assert scorer("digits").floor == pytest.approx(expected, rel=1e-2)
-    zeros = scorer("digits").score(load_images("digits")[0][labels == 0])
+    zeros = distance_of(load_images("digits")[0][labels == 0])
     assert 0 < scorer("digits").floor < 0.05 * zeros
 
 
@@ -50,6 +59,7 @@ def test_a_protocol_says_everything_but_the_step():
     protocol = scorer("digits").protocol(RUN, EVALUATION)
     declared = dataclasses.asdict(EVALUATION)
     assert declared.pop("step") == 100
+    assert declared.pop("metrics") == ("fid",)  # no part of it
     assert declared.pop("precision") == "float32" and "precision" not in protocol  # named only where it is another
     assert declared.items() <= protocol.items()
     own = scorer("digits")
@@ -93,5 +103,11 @@ def test_extractor_reference_and_process_change_the_hash_and_the_step_does_not()
 
 
 def test_features_that_nothing_provides_are_refused():
-    with pytest.raises(UserError, match=r"'inception'.*dit evaluate"):
-        scorer("inception")
+    with pytest.raises(UserError, match=r"unknown features 'digit'.*did you mean 'digits'"):
+        open_scorer(RUN, dataclasses.replace(EVALUATION, features="digit"), RunArguments())
+
+
+def test_features_of_other_images_are_refused():
+    for features, said in (("inception", "3 channel"), ("mnist", "32x32")):
+        with pytest.raises(UserError, match=rf"'{features}' take images of {said}.*'digits'"):
+            open_scorer(RUN, dataclasses.replace(EVALUATION, features=features), RunArguments())

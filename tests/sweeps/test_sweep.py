@@ -15,7 +15,7 @@ from pandas.testing import assert_frame_equal
 from analysis.results import results
 from dit.errors import UserError
 from dit.store.lease import Observer, attempts, claim, run_files
-from dit.store.study import RunStore, load_study, read_json, save_study
+from dit.store.study import RunStore, load_study, read_evaluation, save_study
 from dit.train.throughput import TIMINGS
 from sweeps import devices
 from sweeps.devices import default_workers
@@ -276,7 +276,7 @@ def test_sigterm_saves_every_cell_and_exits_with_75(study, whole, tmp_path):
 def test_the_status_tells_each_cells_best_score(study, whole):
     first = status_rows(Ledger(whole[0]))[0]
     folder = whole[0] / "runs" / first["run"] / "evals"
-    scores = [read_json(path)["row"]["fd_digits"] for path in folder.iterdir()]
+    scores = [read_evaluation(path)["scores"]["fd_digits"] for path in folder.iterdir()]
     assert (first["fd_digits"], first["status"]) == (min(scores), "done")
 
 

@@ -10,7 +10,8 @@ import pytest
 from dit.data.batches import ImageDataset, load_images
 from dit.design.config import DATASETS, ModelConfig, OptimConfig, RunConfig
 from dit.design.flops import BACKWARD_FACTOR, gflops
-from dit.diffusion.process import linear_schedule, tables, training_losses
+from dit.design.schedule import linear_schedule
+from dit.diffusion.process import tables, training_losses
 from dit.train.loop import NonFiniteLoss, train
 from dit.train.step import build, draw_examples
 from dit.train.throughput import TIMINGS
@@ -52,7 +53,7 @@ def test_an_examples_draws_depend_on_its_position_and_not_on_how_the_batch_is_sp
 def test_seed_and_step_change_every_draw():
     for other in (drawn(step=6), drawn(run=dataclasses.replace(RUN, seed=4))):
         assert not np.any(np.all(other.noise == drawn().noise, axis=(1, 2, 3)))
-        assert np.any(other.timesteps != drawn().timesteps)
+        assert np.any(other.times != drawn().times)
 
 
 def test_draws_have_the_papers_distributions():
@@ -82,7 +83,7 @@ def test_one_step_is_the_loss_on_its_draws_an_adamw_step_and_the_average(program
         def loss(params):
             table = tables(linear_schedule(RUN.diffusion))
             model = lambda x, t, y: program.model(params, x, t, y)  # noqa: E731
-            losses = training_losses(model, table, jnp.asarray(images), draws.labels, draws.timesteps, draws.noise)
+            losses = training_losses(model, table, jnp.asarray(images), draws.labels, draws.times, draws.noise)
             return losses.loss.mean(), losses
 
         return jax.grad(loss, has_aux=True)(params)

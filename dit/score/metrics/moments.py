@@ -54,11 +54,12 @@ class Moments:
             raise UserError(
                 f"{self.name} of image {row} are not finite: expected finite values, check the images and the weights"
             )
-        for start in range(0, len(features), BLOCK):
-            rows = np.array(features[start : start + BLOCK], np.float64)
+        while len(features):  # blocks are of one size, however the rows come
+            room = BLOCK - sum(map(len, self._held))
+            rows, features = np.array(features[:room], np.float64), features[room:]
             self._held.append(rows)
             self.count += len(rows)
-            if sum(map(len, self._held)) >= BLOCK:
+            if len(rows) == room:
                 self._settle()
         return self
 

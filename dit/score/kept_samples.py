@@ -1,7 +1,7 @@
-"""What is known of the finished batches of an evaluation under way, in a file of the run's folder that goes when the score is recorded.
+"""What is known of the finished batches of a pass over images, in a file that goes when its scores are recorded.
 
-A killed evaluation goes on with its next batch and ends with the same bits. The file begins with the SHA-256 of the rest, and says what it
-was made of: run, protocol, weights, batch size, devices. One that is damaged, or made of anything else, is left aside and drawn anew.
+A pass that was killed goes on with its next batch and ends with the same bits. The file begins with the SHA-256 of the rest, and says
+what it was made of: images or weights, extractor, batch size, devices. One that is damaged, or made of anything else, is left aside.
 """
 
 from __future__ import annotations
@@ -20,29 +20,41 @@ from jaxtyping import PyTree
 from dit.design.config import digest
 from dit.errors import UserError
 from dit.hosts.processes import Processes
-from dit.store.files import whole
+from dit.store.files import no_fence, whole
 
 SAVE_EVERY_S = 30.0
-"""Seconds between two writes, so that an evaluation which is quickly done writes nothing."""
+"""Seconds between two writes, so that a pass which is quickly done writes nothing; more where a write takes long (`SHARE`)."""
+SHARE = 0.05
+"""Of the time goes into writes at most."""
 
 _SHA256_BYTES = 32
 
 
 class KeptSamples:
-    """The file at `place`, which process 0 writes once `fence` lets it, and all read; `made_of`: JSON values that decide the bits."""
+    """The file at `place`; `made_of`: JSON values that decide the bits.
 
-    def __init__(self, place: Path, made_of: list[Any], processes: Processes, fence: Callable[[], None]):
+    Of `processes` that share one file process 0 writes it once `fence` lets it, and all read; without them the file is this process's own.
+    """
+
+    def __init__(
+        self,
+        place: Path,
+        made_of: list[Any],
+        processes: Processes | None = None,
+        fence: Callable[[], None] = no_fence,
+    ):
         devices = [jax.local_device_count(), jax.local_devices()[0].device_kind]
-        self._place, self._made_of = place, [*made_of, processes.count, *devices]
+        self._place, self._made_of = place, [*made_of, processes.count if processes else 1, *devices]
         self._processes, self._fence = processes, fence
-        self._identity, self._saved = "", time.monotonic()
+        self._identity, self._due = "", time.monotonic() + SAVE_EVERY_S
 
-    def load(self, weights: PyTree) -> dict[str, np.ndarray] | None:
+    def load(self, weights: PyTree = ()) -> dict[str, np.ndarray] | None:
         """What was kept of the same samples: in all processes, or in none if one of them does not see the same file."""
         content = self._read()
         mine = hashlib.sha256(content).hexdigest()
         try:
-            self._processes.agree("kept samples", self._problem(self._processes.tell("kept", mine), mine))
+            if self._processes:
+                self._processes.agree("kept samples", self._problem(self._processes.tell("kept", mine), mine))
         except UserError:
             return None
         if not content:
@@ -58,13 +70,17 @@ class KeptSamples:
 
     def is_due(self) -> bool:
         """Whether the last write is long enough ago."""
-        return time.monotonic() - self._saved >= SAVE_EVERY_S
+        return time.monotonic() >= self._due
 
-    def save(self, weights: PyTree, arrays: dict[str, Any]) -> None:
+    def save(self, arrays: dict[str, Any], weights: PyTree = ()) -> None:
         """Replace the file, whole or not at all."""
-        self._saved = time.monotonic()
-        if not self._processes.leads:
-            return
+        began = time.monotonic()
+        if self._processes is None or self._processes.leads:
+            self._write(arrays, weights)
+        now = time.monotonic()
+        self._due = now + max(SAVE_EVERY_S, (now - began) / SHARE if SAVE_EVERY_S else 0.0)
+
+    def _write(self, arrays: dict[str, Any], weights: PyTree) -> None:
         content = io.BytesIO()
         np.savez(content, identity=self._of(weights), **arrays)
         with whole(self._place, self._fence) as beside, beside.open("wb") as file:
