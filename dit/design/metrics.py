@@ -104,6 +104,11 @@ def reference_to(part: Part) -> str:
     return f"{part.name}@{part.source}" if part.source else part.name
 
 
+def metrics() -> list[Metric]:
+    """All metrics, the package's first; of several sources of a name the one made last."""
+    return [written(Metric, name) for name in names(Metric)]
+
+
 ADM = ("fid", "sfid", "inception_score", "precision", "recall")
 """The metrics of the ADM suite, which the paper prints and `dit evaluate` takes unless told."""
 
@@ -146,11 +151,6 @@ Metric(
     label="FID∞",
     stem="fd_infinity",
 )
-
-
-def metrics() -> list[Metric]:
-    """All metrics, the package's first; of several sources of a name the one made last."""
-    return [written(Metric, name) for name in names(Metric)]
 
 
 def metric(name: str) -> Metric:
