@@ -85,18 +85,18 @@ class StudyResults:
         return replace(self, table=table, waiting=waiting, filters=(*self.filters, expression))
 
 
-def collect(source: str | Path) -> StudyResults:
+def collect(source: str | Path, unscored: bool = False) -> StudyResults:
     """What is on record in a study's folder; "paper", "baselines" and "field" are published numbers (a folder of that name: "./paper").
 
     Raises:
-        UserError: if there is no study, or it has neither a score nor a failed run yet.
+        UserError: if there is no study, or it has neither a score nor a failed run yet, unless `unscored` studies are meant too.
     """
     if str(source) in PUBLISHED:
         return _published(str(source))
     folder = study_folder(source)
     cells = records.cells(folder)
     table = records.scores(folder, list(cells["run"]))
-    table = table.reindex(columns=list(dict.fromkeys([*table.columns, "status", "reason"])))
+    table = table.reindex(columns=list(dict.fromkeys([*table.columns, "run", "step", "status", "reason"])))
     damaged = table["status"] == records.DAMAGED
     unvouched = int((table[records.VOUCHED] == 0).sum())
     records.say_left_out(folder, list(table.loc[damaged, "reason"]), "rows", unvouched)
@@ -105,10 +105,10 @@ def collect(source: str | Path) -> StudyResults:
     if len(table) and damaged.all():
         raise UserError(f"no results in {folder}: every row is damaged ({table['reason'].iloc[0]})")
     table = table[~damaged].reset_index(drop=True)
-    if table.empty:
+    if table.empty and not unscored:
         raise UserError(
             f"no results in {folder}: none of its {len(cells)} runs has a score yet; run the study with `dit sweep`, "
-            f"or follow it with `dit status {folder}`"
+            f"follow it with `dit status {folder}`, or fit its losses with `dit fit {folder} --of training_loss`"
         )
     growth = cells.sort_values(records.GROWTH, kind="stable")
     scored = table.dropna(subset=["protocol"])
@@ -135,7 +135,7 @@ def collect(source: str | Path) -> StudyResults:
             )
         },
         folder=folder,
-        waiting=waiting.astype(whole.dtypes.to_dict()),
+        waiting=waiting.astype(whole.dtypes.to_dict()) if len(whole) else waiting,
     )
 
 
