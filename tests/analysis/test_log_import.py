@@ -1,4 +1,4 @@
-"""Text logs of DiT's trainer: what a study's folder holds of them, resumed, diverged, cut off, coloured, and one line for what cannot be."""
+"""Text logs of DiT's trainer: what a study's folder holds of them, resumed, diverged, cut off, coloured; one line for what cannot be."""
 
 import json
 import math
