@@ -201,7 +201,7 @@ def _whole(text: str) -> int:
 
 
 def _require_flat(value: Any) -> None:
-    level = [value]
+    level = [value] if type(value) in (dict, list) else []
     for _ in range(MOST_DEPTH):
         level = [one for each in level for one in (each.values() if type(each) is dict else each)]
         level = [one for one in level if type(one) in (dict, list)]
