@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from analysis import field as of_field
 from analysis import published, records
 from analysis.frames import Frame, frame
 from analysis.protocols import Protocol
@@ -28,8 +29,12 @@ from dit.errors import UserError
 from dit.store.archives import SUFFIX, opened
 from dit.store.study import hidden_runs
 
-PUBLISHED: dict[str, Callable[[], list[Row]]] = {"paper": published.rows, "baselines": published.baselines}
-_FIXED = columns_of.columns([], variants=True)
+PUBLISHED: dict[str, tuple[Callable[[], list[Row]], Callable[[], dict[str, Protocol]]]] = {
+    "paper": (published.rows, published.protocols),
+    "baselines": (published.baselines, published.protocols),
+    "field": (of_field.rows, of_field.protocols),
+}
+_FIXED = (*columns_of.columns([], variants=True), *of_field.COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class StudyResults:
 
 
 def collect(source: str | Path, unscored: bool = False) -> StudyResults:
-    """What is on record in a study's folder; "paper" and "baselines" are the published numbers (a folder of that name: "./paper").
+    """What is on record in a study's folder; "paper", "baselines" and "field" are published numbers (a folder of that name: "./paper").
 
     Raises:
         UserError: if there is no study, or it has neither a score nor a failed run yet, unless `unscored` studies are meant too.
@@ -178,16 +183,18 @@ def losses(source: str | Path) -> Frame:
 def _table(table: Frame) -> Frame:
     """Rows under the results table's columns, in their order."""
     metrics = in_order(name for name in table.columns if name not in _FIXED)
-    table = table.reindex(columns=columns_of.columns(metrics, VARIANT in table)).infer_objects()
+    columns = columns_of.columns(metrics, VARIANT in table)
+    columns += [name for name in of_field.COLUMNS if name in table and name not in columns]
+    table = table.reindex(columns=columns).infer_objects()
     return table.astype({name: "float64" for name in metrics})
 
 
 def _published(source: str) -> StudyResults:
-    rows = PUBLISHED[source]()
+    rows, protocols = (made() for made in PUBLISHED[source])
     return StudyResults(
         name=source,
         table=_table(frame(rows)),
-        protocols=published.protocols(),
+        protocols=protocols,
         floors={},
         identities={},
         recipes={},

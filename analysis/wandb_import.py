@@ -8,6 +8,7 @@ number; what is not taken is said on standard error.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import sys
@@ -19,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from analysis.protocols import TRAINING_LOSS
 from analysis.wandb_fields import (
     LOGGED,
     PROTOCOL,
@@ -63,6 +65,7 @@ def import_runs(logged: Sequence[LoggedRun], fields: Fields, study: str, origin:
     """
     if out.exists():
         raise UserError(f"{out} is already there: choose another --out")
+    _scores_among.cache_clear()  # metrics of a user's own may have come since
     _check_told(logged, fields)
     histories = [_history(one, fields) for one in logged]
     runs: dict[str, LoggedRun] = {}
@@ -77,7 +80,7 @@ def import_runs(logged: Sequence[LoggedRun], fields: Fields, study: str, origin:
             )
         runs[config.run] = one
         configs.append(config)
-    made = Study(study, f"Imported from wandb: {origin}.", tuple(configs))
+    made = Study(study, f"Imported from {origin}.", tuple(configs))
     with whole(out) as beside:
         save_study(beside, made)
         for config, one, history in zip(configs, logged, histories):
@@ -121,9 +124,14 @@ def _check_told(logged: Sequence[LoggedRun], fields: Fields) -> None:
 
 def _measured(row: Mapping[str, Any], fields: Fields) -> list[str]:
     """Fields of a history row that may hold a loss or a score."""
-    own = [name for name in row if of_column(name)]
     mapped = [name for name in fields.named if fields.is_metric(name) or of_column(name)]
-    return list(dict.fromkeys([*LOGGED, *SCORES, *own, *mapped]))
+    return list(dict.fromkeys([*LOGGED, *SCORES, *_scores_among(tuple(row)), *mapped]))
+
+
+@functools.lru_cache(maxsize=1024)
+def _scores_among(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Those names under which scores stand; asked of every row, and rows have the same names."""
+    return tuple(name for name in names if of_column(name) or name == TRAINING_LOSS)
 
 
 def _write_run(store: RunStore, one: LoggedRun, history: History, fields: Fields, study: str) -> None:
@@ -202,8 +210,8 @@ def _write_scores(
         before: how many scores of that name and step came before; counted up here.
         counts: parameters and Gflops that the run logged.
     """
-    families: dict[str, list[str]] = {"fid": list(SCORES)}
-    for name in dict.fromkeys((*row, *fields.named)):
+    families: dict[str, list[str]] = {"fid": list(SCORES), TRAINING_LOSS: [TRAINING_LOSS]}
+    for name in dict.fromkeys((*_scores_among(tuple(row)), *fields.named)):
         if (found := of_column(name)) and name not in SCORES:
             features = name.removeprefix(found.column_stem).removeprefix("_") if name != found.name else ""
             families.setdefault(column("fid", features), []).append(name)
@@ -216,7 +224,7 @@ def _write_scores(
         evaluation = next(iter(declared[before[step, metric] :]), None)
         before[step, metric] += 1
         protocol = _protocol(one, row, fields, metric, evaluation)
-        steps, cfg_scale = protocol["sampling_steps"], protocol["cfg_scale"]
+        steps, cfg_scale = protocol.get("sampling_steps"), protocol.get("cfg_scale")
         value = {
             **cell_row(store.run, study),
             **counts,
@@ -227,7 +235,7 @@ def _write_scores(
             if steps
             else None,
             "cfg_scale": cfg_scale,
-            "num_samples": protocol["num_samples"],
+            "num_samples": protocol.get("num_samples"),
             **scores,
             "protocol": digest(protocol),
             "status": "done",

@@ -51,6 +51,6 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--only {args.only!r} is no regular expression: {error}") from error
         if not logged:
             raise UserError(f"--only {args.only!r}: no run's name or id has it")
-    study = import_runs(logged, fields, args.study or args.out.name, ", ".join(args.source), args.out)
+    study = import_runs(logged, fields, args.study or args.out.name, f"wandb: {', '.join(args.source)}", args.out)
     print(f"{args.out}: {len(study.runs)} run{'s' * (len(study.runs) > 1)} of study {study.name}")
     return 0
