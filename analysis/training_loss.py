@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pandas as pd
 
 from analysis.frames import Frame
@@ -65,7 +66,8 @@ def _at_windows(study: StudyResults, logged: Frame, width: int) -> Frame:
     rows = cells.merge(ends, how="cross")
     rows = rows[rows["end"] <= rows["run"].map(last["step"])].assign(step=lambda rows: rows["end"]).drop(columns="end")
     for name in counts.columns:
-        rows[name] = rows["run"].map(counts[name]).combine_first(rows[name])
+        logged_count = rows["run"].map(counts[name])
+        rows[name] = np.where(logged_count.notna(), logged_count, rows[name])
     share = (last["train_gflops"] / last["step"]).reindex(rows["run"]).to_numpy()
     rows = rows.assign(
         images_seen=rows["step"] * rows["batch_size"], train_gflops=rows["step"] * share, source=study.name

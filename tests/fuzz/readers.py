@@ -389,6 +389,22 @@ def _offline(folder: Path) -> Path:
     return path
 
 
+LOG = (
+    "[2023-01-01 11:59:00] Experiment directory created at results/000-DiT-B-4\nDiT Parameters: 130,426,496\n"
+    + "".join(
+        f"[2023-01-01 12:00:00] (step={step:07d}) Train Loss: {20 / step:.4f}, Train Steps/Sec: 5.67\n"
+        for step in range(100, 900, 100)
+    )
+)
+
+
+def _logs(path: Path) -> Any:
+    from analysis.log_import import read_logs
+
+    found = read_logs(path, None, {"size": "B", "patch_size": 4})
+    return repr([(one.config, one.rows, one.state) for one in found])
+
+
 def _imported(path: Path) -> Any:
     from analysis.results import losses
     from analysis.wandb_import import Fields, import_runs
@@ -456,6 +472,7 @@ READERS = {
         Reader("figure", _study("figures/fig8.json", scored=True), _read_sidecar, mutants.of_json, b"sha256:"),
         Reader("where", _text("x", WHERE), _where),
         Reader("prices", _text("prices.toml", PRICES), _prices),
+        Reader("log", _text("log.txt", LOG), _logs),
         Reader("wandb-history", _text("x.jsonl", HISTORY), _imported, mutants.of_lines),
         Reader("wandb-table", _text("table.csv", CSV), _imported),
         Reader("wandb-chart", _text("x.csv", CHART), _imported),
