@@ -90,8 +90,14 @@ def make_folder(folder: Path) -> None:
 
 def write_bytes(path: Path, data: bytes, fence: Fence = no_fence) -> None:
     """Write the bytes whole or not at all."""
-    with whole(path, fence) as beside, open(beside, "wb") as file:
-        file.write(data)
+    for again in (True, False):
+        try:
+            with whole(path, fence) as beside, open(beside, "wb") as file:
+                file.write(data)
+            return
+        except FileNotFoundError:  # whoever claimed the run meanwhile took it for what a killed writer left, once
+            if not (again and path.parent.is_dir()):
+                raise
 
 
 def write_text(path: Path, text: str) -> None:
