@@ -225,7 +225,7 @@ def test_a_changed_or_damaged_import_is_refused(official, tmp_path: Path) -> Non
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     config = tmp_path / "a" / "config.json"
     config.write_text(config.read_text().replace('"num_heads": 4', '"num_heads": 2'))
-    with pytest.raises(UserError, match="was changed"):
+    with pytest.raises(UserError, match="has changed since it was written"):
         open_checkpoint(tmp_path / "a")
     victim = max((tmp_path / "b" / "ema").rglob("d/*"), key=lambda path: path.stat().st_size)
     data = bytearray(victim.read_bytes())
