@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
@@ -18,8 +19,10 @@ from analysis.fits.record import Note, Parameter
 from analysis.fits.sampling import SamplingLaw
 from analysis.fits.validation import Validation
 from analysis.forecast import Forecast, ScoredForecast
-from analysis.paired import Effect
 from dit.design.rows import Row
+
+if TYPE_CHECKING:
+    from analysis.paired import Effect
 
 
 def text(found: Conclusions) -> str:

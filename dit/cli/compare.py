@@ -3,10 +3,12 @@
     dit compare runs/paper
     dit compare runs/paper --by learning_rate
     dit compare runs/wide runs/narrow --ignore sample_seed --format markdown
+    dit compare runs/paper --with field
 
 Two scores get a difference only where cell, step and protocol agree; otherwise the row names what differs (first the study's, then the
 other's). A gap inside the noise of retraining is not significant: the seeds' own spread where a cell has two or more, else 1.3 % for
-each single run, as a 95 % interval of the difference (docs/results.md).
+each single run, as a 95 % interval of the difference (docs/results.md). With the field, each cell stands beside every implementation that
+published it, the nearest protocol first, and the noise is the 5 % by which implementations stray, whatever the seeds say (docs/field.md).
 """
 
 from __future__ import annotations
@@ -22,13 +24,14 @@ from dit.errors import UserError
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add = parser.add_argument
-    add("study", metavar="DIR", help="a study's folder")
-    add("other", metavar="OTHER", nargs="?", help="another study's (default: the published numbers)")
+    add("study", metavar="DIR", help="a study's folder, or 'paper'")
+    add("other", metavar="OTHER", nargs="?", help="another study's, 'paper' (default) or 'field'")
+    add("--with", metavar="OTHER", dest="beside", help="the same as OTHER")
     add("--by", metavar="FIELD", help="compare the study's own runs, across the values of this field")
     add("--where", metavar="EXPR", help="rows of DIR to compare, like \"block == 'adaln_zero'\"")
     add("--ignore", metavar="PART,...", default="", help="give a difference although these parts differ")
     add("--every-step", action="store_true", help="at every step that both have, not the last alone")
-    add("--noise", type=float, metavar="PERCENT", default=1.3, help="spread of a single training (default 1.3)")
+    add("--noise", type=float, metavar="PERCENT", help="spread of a single training (default 1.3; of the field 5)")
     add("--format", choices=(*FORMATS, PARQUET), help="(default: as --out ends, or table)")
     add("--out", type=Path, metavar="FILE", help="write there: .csv, .json, .md, .tex, .txt or .parquet")
     add("--json", action="store_const", const="json", dest="format", help="same as --format json")
@@ -37,21 +40,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the comparison to standard output, and a summary to standard error."""
     from analysis.axes import axis_of
-    from analysis.compare import Noise, columns_of, compare, compare_values
-    from analysis.paired import effect
+    from analysis.compare import COV, IMPLEMENTATIONS, Noise, columns_of, compare, compare_values
     from analysis.results import collect
 
     style = style_of(args.format, args.out)
-    if not 0 < args.noise < 100:
+    if args.noise is not None and not 0 < args.noise < 100:
         raise UserError(f"--noise {args.noise:g}: expected a percentage above 0 and below 100")
+    if args.other and args.beside:
+        raise UserError(f"{args.other} and --with {args.beside} are two others: give one")
+    other = args.other or args.beside or "paper"
+    between = other == "field"
+    cov = (IMPLEMENTATIONS if between else COV) if args.noise is None else args.noise / 100
     ignore = [part.strip() for part in args.ignore.split(",") if part.strip()]
-    first, noise = collect(args.study).where(args.where), Noise(cov=args.noise / 100)
+    first, noise = collect(args.study).where(args.where), Noise(cov, between=between)
     if args.by:
-        if args.other:
-            raise UserError(f"--by {args.by} compares {args.study} with itself: leave {args.other} out")
+        if args.other or args.beside:
+            raise UserError(f"--by {args.by} compares {args.study} with itself: leave {other} out")
         found, second = compare_values(axis_of(first, args.by), ignore, args.every_step, noise), first
     else:
-        second = collect(args.other or "paper")
+        second = collect(other)
         found = compare(first, second, ignore, args.every_step, noise)
     columns = columns_of(found)
     if style not in ("csv", "json", PARQUET):
@@ -61,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     verdicts = dict.fromkeys(row["verdict"] for row in found.rows)
     print(", ".join(f"{found.count(verdict)} {verdict}" for verdict in verdicts), file=sys.stderr)
     if args.by:
+        from analysis.paired import effect
+
         print(*effect(axis_of(first, args.by)).sentences, sep="\n", file=sys.stderr)
     if found.unmatched:
         print(f"{second.name} has no score of {', '.join(found.unmatched)}", file=sys.stderr)

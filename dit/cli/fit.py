@@ -60,7 +60,6 @@ def run(args: argparse.Namespace) -> int:
     from analysis.fits.conclusions import conclude
     from analysis.fits.summary import effect_text, text, titled
     from analysis.fits.table import is_table
-    from analysis.paired import effect
     from analysis.results import collect
     from dit.errors import UserError
 
@@ -70,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
         return _fit_table(args)
     if args.map or args.form:
         raise UserError(f"--map and --form are for a table (.csv, .parquet): {args.source} is a study")
-    study = replace(collect(args.source), with_young_averages=args.with_young_averages).where(args.where)
+    study = collect(args.source, unscored=args.of == "training_loss")
+    study = replace(study, with_young_averages=args.with_young_averages).where(args.where)
     if args.of == "training_loss":
         from analysis.training_loss import as_scores
 
@@ -81,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
         found = conclude(study, **options)
         print(json.dumps(found.to_json(), indent=1, allow_nan=False) if args.json else text(found))
         return 0
+    from analysis.paired import effect
+
     told = effect(axis)
     parts = {value: conclude(part, **options) for value, part in axis.split().items()}
     if args.json:
