@@ -67,12 +67,20 @@ def axis_of(study: StudyResults, by: str | None = None, alone: bool = True) -> A
     Raises:
         UserError: if there is no such field, it has one value, or runs differ in others too.
     """
-    by = by or study.by
-    if by is None:
-        own = fields_apart(study)
-        if len(own) < 2:
-            return _axis(study, own[0]) if own else None
+    if by := by or study.by:
+        return axis_by(study, by, alone)
+    own = fields_apart(study)
+    if len(own) > 1:
         raise UserError(_choice(study, own))
+    return _axis(study, own[0]) if own else None
+
+
+def axis_by(study: StudyResults, by: str, alone: bool = True) -> Axis:
+    """The axis of a field, as `axis_of` finds it.
+
+    Raises:
+        UserError: as it does.
+    """
     axis = _axis(study, by)
     if len(axis.values) < 2:
         known = ", ".join(fields_apart(study)) or "their seed alone"

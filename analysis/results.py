@@ -198,12 +198,13 @@ def _table(table: Frame, apart: Sequence[str] = ()) -> Frame:
 
 
 def _published(source: str) -> StudyResults:
-    rows, protocols = (made() for made in PUBLISHED[source])
+    made, protocols = PUBLISHED[source]
+    rows = made()
     apart = (VARIANT,) * any(VARIANT in row for row in rows)
     return StudyResults(
         name=source,
         table=_table(frame(rows), apart),
-        protocols=protocols,
+        protocols=protocols(),
         floors={},
         identities={},
         recipes={},

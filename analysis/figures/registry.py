@@ -107,7 +107,9 @@ def parts_of(
     """The folders that figures go to, each with its rows, their filter, and the figures: `out`, and one for each value of the axis."""
     rest = [name for name in FIGURES if name != "by"]
     yield out, study, where, ["by"] if axis else rest
-    for value, part in axis.split().items() if axis else ():
+    if axis is None:
+        return
+    for value, part in axis.split().items():
         condition = axis.condition(value)
         yield out / axis.slug(value), replace(part, by=None), f"({where}) and {condition}" if where else condition, rest
 

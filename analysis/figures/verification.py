@@ -44,7 +44,7 @@ def verify(study: StudyResults, folder: Path, only: list[str] | None = None, sty
         raise UserError(f"no figures in {folder}: draw them first with `dit figures`")
     path = folder / "by.json"
     sidecar = read_json(path) if path.exists() else None
-    if _is_sidecar(sidecar) and isinstance(sidecar.get("by"), str):
+    if sidecar is not None and _is_sidecar(sidecar) and isinstance(sidecar.get("by"), str):
         study = replace(study, by=sidecar["by"])
         axis = axis_of(study.where(sidecar["where"]))
     else:  # drawn without one, unless nothing is drawn

@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the comparison to standard output, and a summary to standard error."""
-    from analysis.axes import axis_of
+    from analysis.axes import axis_by
     from analysis.compare import COV, IMPLEMENTATIONS, Noise, columns_of, compare, compare_values
     from analysis.results import collect
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if args.by:
         if args.other or args.beside:
             raise UserError(f"--by {args.by} compares {args.study} with itself: leave {other} out")
-        found, second = compare_values(axis_of(first, args.by), ignore, args.every_step, noise), first
+        found, second = compare_values(axis_by(first, args.by), ignore, args.every_step, noise), first
     else:
         second = collect(other)
         found = compare(first, second, ignore, args.every_step, noise)
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     if args.by:
         from analysis.paired import effect
 
-        print(*effect(axis_of(first, args.by)).sentences, sep="\n", file=sys.stderr)
+        print(*effect(axis_by(first, args.by)).sentences, sep="\n", file=sys.stderr)
     if found.unmatched:
         print(f"{second.name} has no score of {', '.join(found.unmatched)}", file=sys.stderr)
     unsaid = dict.fromkeys(row["unsaid"] for row in found.rows if row["unsaid"])

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"{len(hidden)} finished runs in the folder are not in study.json: {hidden[0]}", file=sys.stderr)
     apart = [name for name in next(iter(varied(ledger.study.runs).values()), {}) if name != VARIANT]
     by = axis(ledger.study.runs, args.by)[0] if args.by else apart[0] if len(apart) == 1 else None
-    apart = list(dict.fromkeys([*([by] if by else []), *apart]))
+    apart = [by, *(name for name in apart if name != by)] if by else apart
     while True:
         rows = status_rows(ledger, by)
         shown = _chosen(rows, args.where)
@@ -72,7 +72,9 @@ def _chosen(rows: list[dict[str, Any]], where: str | None) -> list[dict[str, Any
 
 def _by_value(rows: list[dict[str, Any]], by: str | None) -> str:
     """A line for each value of the field that rows are grouped by: how many of its cells are done."""
-    values = dict.fromkeys(row[by] for row in rows) if by else ()
+    if by is None:
+        return ""
+    values = dict.fromkeys(row[by] for row in rows)
     of = {value: [row["status"] == DONE for row in rows if row[by] == value] for value in values}
     return "".join(f"\n{by} {value}: {sum(done)} of {len(done)} done" for value, done in of.items())
 
