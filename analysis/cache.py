@@ -29,7 +29,7 @@ from dit.errors import UserError
 from dit.store.files import whole
 from dit.store.paths import open_regular
 
-MAGIC = b"dit cache 3 "
+MAGIC = b"dit cache 4 "
 """Begins every file; the number grows when the format does, or what is derived."""
 SHARD_RUNS = 256
 SETTLED_S = 2.0

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from scipy import stats
 
 from analysis import field, published
+from analysis.axes import Axis
 from analysis.results import StudyResults
+from analysis.seeds import CELL
 from analysis.tables import plain
 from dit.design.metrics import NOISE, is_better_higher, of_column
 from dit.design.rows import COUNT, DEVIATION, VARIANT, Row, recipe, recipe_fields
@@ -31,7 +33,6 @@ from dit.store.study import load_study
 COV = NOISE
 IMPLEMENTATIONS = 0.05
 CONFIDENCE = 0.95
-CELL = ("block", "size", "patch_size")
 PARTS = ("image_size", "params", "batch_size", "step")
 """Columns that must agree besides the protocol."""
 SCORES = ("score", "score_sd", "score_n", "against", "against_sd", "against_n")
@@ -118,11 +119,38 @@ def compare(
     return Comparison(rows, list(dict.fromkeys(unmatched)))
 
 
+def compare_values(
+    axis: Axis, ignore: Collection[str] = (), every_step: bool = False, noise: Noise = Noise()
+) -> Comparison:
+    """Each cell at each further value of a study's field against the same cell at the first; what the field itself changes may differ.
+
+    Raises:
+        UserError: as `compare` does.
+    """
+    first, *others = axis.split().items()
+    follows = {*axis.parts, *({axis.field} & {*PARTS}), *(("params",) if axis.field in CELL else ())}
+    rows, unmatched = [], []
+    for value, part in others:
+        if axis.field in CELL:  # what is to pair has one name
+            part = replace(part, table=part.table.assign(**{axis.field: first[0]}))
+        found = compare(part, first[1], (*ignore, *follows), every_step, noise)
+        rows += [{**row, axis.field: value, f"against_{axis.field}": first[0]} for row in found.rows]
+        unmatched += found.unmatched
+    return Comparison(rows, list(dict.fromkeys(unmatched)))
+
+
+def columns_of(found: Comparison) -> list[str]:
+    """The columns of a comparison's rows, in order; what tells a study's runs of one cell apart stands beside the cell."""
+    apart = dict.fromkeys(name for row in found.rows for name in row if name not in COLUMNS)
+    return [*CELL, *apart, *COLUMNS[len(CELL) :]]
+
+
 class _Pairs:
     """Pairs of scores of two studies."""
 
     def __init__(self, first: StudyResults, second: StudyResults, ignore: frozenset[str], noise: Noise):
         self._first, self._second, self._ignore, self._noise = first, second, ignore, noise
+        self._apart = [name for name in first.apart if name != VARIANT]
         self._identities = (_identities(first), _identities(second))
 
     def closest(self, ours: list[Row], theirs: list[Row], every_step: bool) -> tuple[int, list[Row]]:
@@ -181,7 +209,7 @@ class _Pairs:
             ]
             found.append(
                 {
-                    **{name: plain(row[name]) for name in (*CELL, "step")},
+                    **{name: plain(row[name]) for name in (*CELL, *self._apart, "step")},
                     "metric": metric if metric == its else f"{metric}, {its}",
                     **dict(zip(SCORES, values)),
                     **({"verdict": NOT_COMPARABLE} if blocked or metric != its else self._verdict(metric, values)),

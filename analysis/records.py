@@ -23,13 +23,12 @@ from dit.design.metrics import describe
 from dit.design.rows import (
     CELL_COLUMNS,
     END_COLUMNS,
-    VARIANT,
     Row,
     cell_row,
     recipe,
     recorded_row,
     step_columns,
-    variants,
+    varied,
 )
 from dit.errors import UserError
 from dit.store.files import NO_DIGEST
@@ -37,7 +36,8 @@ from dit.store.study import FAILED, RunStore, know_parts, load_study, vouched_ev
 
 HASH, RECIPE, STEPS, GROWTH = "hash", "recipe", "steps", "growth"
 """Columns of `cells` besides those of the results table: identity hash, hash of the identity less its seed, steps asked for, and depth
-times width squared of the model; and `variant`, empty where the study has none."""
+times width squared of the model; and those of `dit.design.rows.varied`, where the study has any."""
+OF_CELLS = (HASH, RECIPE, STEPS, GROWTH)
 PROTOCOL, FLOOR, SAMPLES, VOUCHED, OWN = "protocol_json", "floor", "samples", "vouched", "own_metrics"
 """Columns of `scores` besides those of the results table: protocol as JSON text, floor, name of the file of first samples, whether the
 row's file has a digest, and as JSON text what readers have to know of metrics of the user's own."""
@@ -56,10 +56,10 @@ def cells(folder: Path) -> Frame:
 
     def read(_: str) -> list[Row]:
         study = load_study(folder)
-        named = variants(study.runs)
+        apart = varied(study.runs)
         return [
             {
-                **cell_row(run, study.name, named.get(run.run, "")),
+                **cell_row(run, study.name, apart.get(run.run)),
                 HASH: run.hash,
                 RECIPE: recipe(run),
                 STEPS: run.steps,
@@ -70,7 +70,7 @@ def cells(folder: Path) -> Frame:
 
     know_parts(folder)
     table, _ = collected(folder, "cells", ["study"], lambda _: [folder / "study.json"], read)
-    return table if len(table) else frame([], [*CELL_COLUMNS, VARIANT, HASH, RECIPE, STEPS, GROWTH])
+    return table if len(table) else frame([], [*CELL_COLUMNS, HASH, RECIPE, STEPS, GROWTH])
 
 
 def scores(folder: Path, runs: list[str]) -> Frame:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from analysis import field as of_field
 from analysis import published, records
+from analysis.axes import with_fields
 from analysis.frames import Frame, frame
 from analysis.protocols import Protocol
 from analysis.seeds import over_seeds
@@ -34,7 +35,7 @@ PUBLISHED: dict[str, tuple[Callable[[], list[Row]], Callable[[], dict[str, Proto
     "baselines": (published.baselines, published.protocols),
     "field": (of_field.rows, of_field.protocols),
 }
-_FIXED = (*columns_of.columns([], variants=True), *of_field.COLUMNS)
+_FIXED = (*columns_of.columns([], [VARIANT]), *of_field.COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class StudyResults:
     holds the identity hash of each run, `recipes` that of its identity less the seed, which runs of one cell share; `samples` the file
     of first samples by (run, step, protocol). `sizes` and `patches` are those of the whole study, in order of growth, whatever `table`
     was filtered to. `waiting` has the runs without a row yet, under the same columns, and is filtered with it; `filters` says how.
+    `apart`: the columns that `dit.design.rows.varied` adds; `by`: the field to group by, if one was asked for (`analysis.axes`).
     `with_young_averages`: laws use scores of averages that still hold the first weights (`analysis.averages`).
     """
 
@@ -61,6 +63,8 @@ class StudyResults:
     waiting: Frame = field(default_factory=lambda: frame([], ["run"]))
     filters: tuple[str, ...] = ()
     with_young_averages: bool = False
+    apart: tuple[str, ...] = ()
+    by: str | None = None
 
     @property
     def runs(self) -> set[str]:
@@ -70,18 +74,20 @@ class StudyResults:
     @property
     def metrics(self) -> list[str]:
         """The columns that hold scores."""
-        return [name for name in self.table.columns if name not in _FIXED]
+        return [name for name in self.table.columns if name not in (*_FIXED, *self.apart)]
 
     def over_seeds(self) -> Frame:
         """The table's scores as means over seeds, with standard deviation and count: one row for each cell, step and protocol."""
-        return over_seeds(self.table, self.metrics, self.recipes)
+        return over_seeds(self.table, self.metrics, self.recipes, self.apart)
 
     def where(self, expression: str | None) -> StudyResults:
-        """The same study, its rows filtered; a UserError if the expression is not one."""
+        """The same study, its rows filtered by columns or any field of a run; a UserError if the expression is not one."""
         if expression is None:
             return self
-        table = filter_rows(self.table, expression)
-        waiting = filter_rows(self.waiting, expression) if len(self.waiting) else self.waiting
+        table, waiting = (
+            rows.loc[filter_rows(with_fields(self, rows, expression), expression).index] if len(rows) else rows
+            for rows in (self.table, self.waiting)
+        )
         return replace(self, table=table, waiting=waiting, filters=(*self.filters, expression))
 
 
@@ -115,9 +121,10 @@ def collect(source: str | Path, unscored: bool = False) -> StudyResults:
     protocols = scored.drop_duplicates("protocol")
     floors = scored.dropna(subset=[records.FLOOR]).drop_duplicates("protocol")
     sampled = scored.dropna(subset=[records.SAMPLES])
-    if (cells[VARIANT] != "").any():
-        table[VARIANT] = table["run"].map(dict(zip(cells["run"], cells[VARIANT])))
-    whole = _table(table.drop(columns=[records.PROTOCOL, records.FLOOR, records.SAMPLES, records.VOUCHED]))
+    apart = [name for name in cells.columns if name not in (*columns_of.CELL_COLUMNS, *records.OF_CELLS)]
+    for name in apart:
+        table[name] = table["run"].map(dict(zip(cells["run"], cells[name])))
+    whole = _table(table.drop(columns=[records.PROTOCOL, records.FLOOR, records.SAMPLES, records.VOUCHED]), apart)
     waiting = cells[~cells["run"].isin(table["run"])].reindex(columns=whole.columns)
     return StudyResults(
         name=cells["study"].iloc[0],
@@ -136,6 +143,7 @@ def collect(source: str | Path, unscored: bool = False) -> StudyResults:
         },
         folder=folder,
         waiting=waiting.astype(whole.dtypes.to_dict()) if len(whole) else waiting,
+        apart=tuple(apart),
     )
 
 
@@ -180,24 +188,27 @@ def losses(source: str | Path) -> Frame:
     return records.logged(folder, records.cells(folder))
 
 
-def _table(table: Frame) -> Frame:
-    """Rows under the results table's columns, in their order."""
-    metrics = in_order(name for name in table.columns if name not in _FIXED)
-    columns = columns_of.columns(metrics, VARIANT in table)
+def _table(table: Frame, apart: Sequence[str] = ()) -> Frame:
+    """Rows under the results table's columns, in their order; `apart`: those of `dit.design.rows.varied`."""
+    metrics = in_order(name for name in table.columns if name not in (*_FIXED, *apart))
+    columns = columns_of.columns(metrics, apart)
     columns += [name for name in of_field.COLUMNS if name in table and name not in columns]
     table = table.reindex(columns=columns).infer_objects()
     return table.astype({name: "float64" for name in metrics})
 
 
 def _published(source: str) -> StudyResults:
-    rows, protocols = PUBLISHED[source]
+    made, protocols = PUBLISHED[source]
+    rows = made()
+    apart = (VARIANT,) * any(VARIANT in row for row in rows)
     return StudyResults(
         name=source,
-        table=_table(frame(rows())),
+        table=_table(frame(rows), apart),
         protocols=protocols(),
         floors={},
         identities={},
         recipes={},
         sizes=("S", "B", "L", "XL"),
         patches=(8, 4, 2),
+        apart=apart,
     )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 from analysis.frames import Frame, frame
 from dit.design.rows import COUNT, DEVIATION, VARIANT, columns_over_seeds
 from dit.errors import UserError
 
+CELL = ("block", "size", "patch_size")
 
-def over_seeds(table: Frame, metrics: list[str], recipes: Mapping[str, str]) -> Frame:
+
+def over_seeds(table: Frame, metrics: list[str], recipes: Mapping[str, str], apart: Sequence[str] = ()) -> Frame:
     """One row for each cell, step and protocol: the mean of each score over its seeds, `<score>_sd` and `n`.
 
     The standard deviation is that of single runs (divided by n - 1; a gap where n is 1). Runs that differ in more than their seed are
@@ -17,8 +20,9 @@ def over_seeds(table: Frame, metrics: list[str], recipes: Mapping[str, str]) -> 
 
     Args:
         recipes: a run's identity less its seed; a run that is not there is a cell of its own.
+        apart: the columns that `dit.design.rows.varied` adds.
     """
-    columns = columns_over_seeds(metrics, VARIANT in table)
+    columns = columns_over_seeds(metrics, apart)
     scored = table[table[metrics].notna().any(axis=1)] if metrics else table[:0]
     if scored.empty:
         return frame([], columns)
@@ -33,19 +37,27 @@ def over_seeds(table: Frame, metrics: list[str], recipes: Mapping[str, str]) -> 
     return lead[columns].astype({COUNT: "Int64"})
 
 
-def require_one_variant(rows: Frame) -> None:
-    """Check that runs of one block, size and patch size differ in their seed alone.
+def require_one_variant(rows: Frame, apart: Sequence[str] = ()) -> None:
+    """Check that runs of one block, size and patch size, and with equal `apart`, differ in their seed alone.
 
     Raises:
-        UserError: naming two variants of one cell, and how to pick one.
+        UserError: naming two variants of one cell, and how to tell them apart.
     """
     if VARIANT not in rows.columns:
         return
-    for cell, found in rows.groupby(["block", "size", "patch_size"], sort=False)[VARIANT]:
+    for cell, found in rows.groupby([*CELL, *apart], sort=False, dropna=False)[VARIANT]:
         several = found.unique()
         if len(several) > 1:
-            block, size, patch = cell  # type: ignore[misc]  # grouped by three columns
+            block, size, patch, *_ = cell  # type: ignore[misc]  # grouped by several columns
             raise UserError(
                 f"{block} {size}/{patch} was trained with {several[0]} and with {several[1]}: no mean is taken over what differs in "
-                f"more than the seed; pick one, as in --where \"{VARIANT} == '{several[0]}'\""
+                f"more than the seed; group with --by, or pick one, as in --where \"{VARIANT} == '{several[0]}'\""
             )
+
+
+def mean_and_deviation(mean: float, sd: float) -> str:
+    """A mean and its standard deviation to the same decimal place, two digits of the deviation but whole numbers in full."""
+    if math.isnan(sd) or sd == 0:
+        return f"{mean:.4g}" + ("" if math.isnan(sd) else " ± 0")
+    places = max(0, 1 - math.floor(math.log10(sd)))
+    return f"{mean:,.{places}f} ± {sd:,.{places}f}"

@@ -15,7 +15,7 @@ from analysis.protocols import Protocol
 from analysis.results import StudyResults
 from dit.design.config import LADDERS, Evaluation, RunConfig, model_config
 from dit.design.query import filter_rows
-from dit.design.rows import VARIANT, Row, planned_row, variants
+from dit.design.rows import VARIANT, Row, planned_row, varied
 from dit.errors import UserError
 from dit.store.study import PLANNED, RunStore, load_study
 
@@ -60,9 +60,11 @@ def planned_targets(study: StudyResults, observations: Observations) -> list[Tar
         return _published_targets(observations)
     protocol, images = observations.protocol, set(observations.rows["image_size"])
     declared = load_study(study.folder)
-    named = variants(declared.runs)
+    apart = varied(declared.runs)
     chosen = set(observations.rows[VARIANT]) if VARIANT in observations.rows else {None}
-    runs = tuple(run for run in declared.runs if run.data.image_size in images and named.get(run.run) in chosen)
+    runs = tuple(
+        run for run in declared.runs if run.data.image_size in images and apart.get(run.run, {}).get(VARIANT) in chosen
+    )
     found = [
         Target(planned_row(run, declared.name), RunStore(study.folder, run).status()["state"], _steps(run, protocol))
         for run in runs

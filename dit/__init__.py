@@ -52,9 +52,13 @@ def flops(block: str, size: str, patch_size: int, dataset: str = "imagenet256", 
 
 
 def figures(
-    source: str | Path, out: str | Path | None = None, only: list[str] | None = None, where: str | None = None
+    source: str | Path,
+    out: str | Path | None = None,
+    only: list[str] | None = None,
+    where: str | None = None,
+    by: str | None = None,
 ) -> list[Path]:
-    """Draw the figures that a study's rows allow, all or those named, and return their files.
+    """Draw the figures that a study's rows allow, all or those named, `by` a field of its runs, and return their files.
 
     Raises:
         UserError: if there is no study, for an unknown figure, or if `out` is a file.
@@ -64,4 +68,4 @@ def figures(
 
     study = collect(source)
     folder = Path(out) if out else output_folder(source, study) / "figures"
-    return [Path(file) for outcome in draw_all(study, folder, only, where=where) for file in outcome.files]
+    return [Path(file) for outcome in draw_all(study, folder, only, where=where, by=by) for file in outcome.files]

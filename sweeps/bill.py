@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from dit.design import flops
 from dit.design.config import RunConfig, model_from_json
-from dit.design.rows import Row, planned_row, variants
+from dit.design.rows import Row, planned_row, varied
 from dit.design.topology import MeshShape, parse_mesh
 from dit.errors import UserError
 from sweeps import compiled
@@ -66,13 +66,13 @@ def bill(study: str, runs: tuple[RunConfig, ...], settings: Settings) -> list[Ro
     rates = _measured_rates(runs, settings)
     steps = [dataclasses.replace(run, seed=0, steps=1, evaluations=()) for run in runs]
     needs = {step: memory_of(step, settings) for step in set(steps)}  # cells of the same step share its memory
-    named = variants(runs)
-    return [_row(study, run, settings, needs[step], rates, named.get(run.run)) for run, step in zip(runs, steps)]
+    apart = varied(runs)
+    return [_row(study, run, settings, needs[step], rates, apart.get(run.run)) for run, step in zip(runs, steps)]
 
 
-def _row(study: str, run: RunConfig, settings: Settings, need: Need, rates: list[float], variant: str | None) -> Row:
+def _row(study: str, run: RunConfig, settings: Settings, need: Need, rates: list[float], apart: Row | None) -> Row:
     hardware = settings.hardware
-    row: Row = planned_row(run, study, variant=variant)
+    row: Row = planned_row(run, study, apart=apart)
     row |= {
         "precision": run.precision,
         "train_exaflops": row["train_gflops"] / 1e9,

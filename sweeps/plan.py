@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dit.design import flops
 from dit.design.config import RunConfig
-from dit.design.rows import Row, planned_row, variants
+from dit.design.rows import Row, planned_row, varied
 from dit.store.study import Study
 
 COLUMNS = (
@@ -35,8 +35,8 @@ class Total:
 
 def plan(study: Study, runs: tuple[RunConfig, ...]) -> list[Row]:
     """One row per cell, at the end of its training."""
-    named = variants(study.runs)
-    return [planned_row(run, study.name, variant=named.get(run.run)) for run in runs]
+    apart = varied(study.runs)
+    return [planned_row(run, study.name, apart=apart.get(run.run)) for run in runs]
 
 
 def total(runs: tuple[RunConfig, ...]) -> Total:

@@ -9,13 +9,17 @@ from __future__ import annotations
 import os
 import uuid
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from dit.design.config import RunConfig
 from dit.design.flops import scoring_gflops, train_gflops
 from dit.design.metrics import describe, in_order, is_better_higher
-from dit.design.rows import Row, planned_row, variants
-from dit.errors import plain
+from dit.design.parts import nearest
+from dit.design.rows import Row, field_columns, field_of, planned_row, recipe_fields, varied
+from dit.errors import UserError, plain
 from dit.store import lease
 from dit.store.study import DONE, FAILED, RunStore, read_evaluation
 from sweeps.ledger import ENDED, HELD, Cell, Ledger, owner_name
@@ -38,24 +42,47 @@ class Summary:
     goodput: float | None
 
 
-def status_rows(ledger: Ledger) -> list[Row]:
-    """A row per cell: the results table's columns as far as training has come, and the cell's state, worker and time left."""
+def status_rows(ledger: Ledger, by: str | None = None) -> list[Row]:
+    """A row per cell: the results table's columns as far as training has come, and the cell's state, worker and time left.
+
+    Rows are grouped `by` a field of the runs, where one is named.
+
+    Raises:
+        UserError: if the runs have no such field.
+    """
     cells = ledger.cells()
     now = storage_time(ledger.folder)
-    named = variants(ledger.study.runs)
-    rows = [_row(ledger, cell, now, named.get(cell.run.run)) for cell in cells]
+    apart = varied(ledger.study.runs)
+    rows = [_row(ledger, cell, now, apart.get(cell.run.run)) for cell in cells]
     spent = [(work(cell.run), _spent_s(ledger.folder, cell)) for cell in cells if cell.state == DONE]
     spent = [pair for pair in spent if pair[1] > 0]
     rates = [row["s_per_gflop"] for row in rows if row["s_per_gflop"]]
     for row, cell in zip(rows, cells, strict=True):
         row["left_s"] = _left_s(row, cell, spent, rates)
         del row["s_per_gflop"]
-    return rows
+    if by is None:
+        return rows
+    field, values = axis(ledger.study.runs, by)
+    order = {repr(value): place for place, value in enumerate(dict.fromkeys(values.values()))}
+    return sorted(({**row, field: values[row["run"]]} for row in rows), key=lambda row: order[repr(row[field])])
 
 
-def _row(ledger: Ledger, cell: Cell, now: float | None, variant: str | None) -> Row:
+def axis(runs: Sequence[RunConfig], by: str) -> tuple[str, dict[str, Any]]:
+    """A field's column, and its value in each run.
+
+    Raises:
+        UserError: if the runs have no such field.
+    """
+    found = field_of(runs, by)
+    if found is None:
+        known = field_columns({name for run in runs for name in recipe_fields(run)}).values()
+        raise UserError(f"--by {by}: the runs have no such field{nearest(by, known)}")
+    return found
+
+
+def _row(ledger: Ledger, cell: Cell, now: float | None, apart: Row | None) -> Row:
     run, record = cell.run, RunStore(ledger.folder, cell.run)
-    row = planned_row(run, ledger.study.name, cell.state, variant)
+    row = planned_row(run, ledger.study.name, cell.state, apart)
     held = cell.state in HELD and cell.attempt is not None
     live = cell.attempt.progress if held and cell.attempt else {}
     silent = _silent_s(ledger, record, cell, now) if held else None

@@ -19,7 +19,7 @@ from dit.design.blocks import Block
 from dit.design.config import ModelConfig, RunConfig
 from dit.design.data import Data
 from dit.design.features import check_scored
-from dit.design.rows import planned_row, variants
+from dit.design.rows import planned_row, varied
 from dit.design.sources import files_beside, is_users
 from dit.errors import UserError
 from dit.store import kept
@@ -204,8 +204,8 @@ def subset(study: Study, where: str | None) -> tuple[RunConfig, ...]:
         return study.runs
     from dit.design.query import select
 
-    named = variants(study.runs)
-    rows = [planned_row(run, study.name, variant=named.get(run.run)) for run in study.runs]
+    apart = varied(study.runs)
+    rows = [planned_row(run, study.name, apart=apart.get(run.run)) for run in study.runs]
     chosen = {row["run"] for row in select(rows, where)}
     if not chosen:
         raise UserError(f"no cell of study '{study.name}' satisfies {where!r}: loosen --where")

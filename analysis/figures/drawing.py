@@ -90,14 +90,14 @@ def scores(study: StudyResults, apart_from: tuple[str, ...] = ()) -> Scores:
     return Scores(rows[rows[metric].notna()], metric, protocols.metric_label(protocol), floor, foot)
 
 
-def over_seeds(rows: Frame, by: list[str], metric: str) -> Frame:
-    """Mean, standard deviation and number of seeds for each group, in order of `by`.
+def over_seeds(rows: Frame, by: list[str], metric: str, apart: tuple[str, ...] = ()) -> Frame:
+    """Mean, standard deviation and number of seeds for each group, in order of `by`; runs that differ in a field of `apart` are told apart.
 
     Raises:
         UserError: if runs of one cell differ in more than their seed.
     """
-    require_one_variant(rows)
-    grouped = rows.groupby(by, sort=True)[metric]
+    require_one_variant(rows, apart)
+    grouped = rows.groupby([*by, *apart], sort=True, dropna=False)[metric]
     return grouped.agg(mean="mean", sd="std", n="count").reset_index()
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
 
+from analysis.axes import Axis, axis_of
 from analysis.figures.block_design import block_design, block_design_grid
 from analysis.figures.bubbles import bubbles
+from analysis.figures.by import by_field
 from analysis.figures.compute import gflops, sampling_compute, training_compute
 from analysis.figures.drawing import Drawing, Skipped
 from analysis.figures.laws import forecast, isoflops, pareto, sampling
@@ -51,6 +53,7 @@ FIGURES: dict[str, FigureKind] = {
     "isoflop": FigureKind("Score against parameters at fixed training compute", isoflops),
     "forecast": FigureKind("The law in compute with bands, and its predictions for held-out sizes", forecast),
     "sampling": FigureKind("What sampling steps buy, for each cell and as one law", sampling),
+    "by": FigureKind("Scores by a field of the runs, for each cell", by_field),
 }
 
 
@@ -69,12 +72,15 @@ def draw_all(
     only: list[str] | None = None,
     style: str = "paper",
     where: str | None = None,
+    by: str | None = None,
 ) -> Iterator[Outcome]:
     """Draw the figures (all, or those named) into folder `out`, one outcome each as it is done.
 
     Args:
         style: one of `analysis.style.STYLES`.
         where: draw the rows for which this expression holds; the sidecars keep it.
+        by: a field of the runs (by itself, the one in which runs of a cell differ): one figure of it, and the others for each of its values
+            in a folder of its own.
 
     Raises:
         UserError: for an unknown figure or style, an expression that is none, or if `out` is a file.
@@ -84,11 +90,28 @@ def draw_all(
         raise UserError(f"unknown style '{style}': expected one of {', '.join(STYLES)}")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: expected a folder for the figures, choose another --out")
-    filtered = study.where(where)
-    refuse_links(out)
-    out.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        yield _draw_one(filtered, out, name, STYLES[style], where)
+    filtered = replace(study.where(where), by=by)
+    axis = axis_of(filtered)
+    for folder, part, chosen, here in parts_of(filtered, axis, out, where):
+        refuse_links(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            if name in here:
+                outcome = _draw_one(part, folder, name, STYLES[style], chosen)
+                yield replace(outcome, name=str((folder / name).relative_to(out)))
+
+
+def parts_of(
+    study: StudyResults, axis: Axis | None, out: Path, where: str | None
+) -> Iterator[tuple[Path, StudyResults, str | None, list[str]]]:
+    """The folders that figures go to, each with its rows, their filter, and the figures: `out`, and one for each value of the axis."""
+    rest = [name for name in FIGURES if name != "by"]
+    yield out, study, where, ["by"] if axis else rest
+    if axis is None:
+        return
+    for value, part in axis.split().items():
+        condition = axis.condition(value)
+        yield out / axis.slug(value), replace(part, by=None), f"({where}) and {condition}" if where else condition, rest
 
 
 def known(only: list[str] | None) -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from analysis.axes import axis_of
 from analysis.figures.drawing import Skipped
-from analysis.figures.registry import code_of, drawn, known
+from analysis.figures.registry import code_of, drawn, known, parts_of
 from analysis.provenance import figure_rows, file_digest, rows_digest
 from analysis.results import StudyResults
 from analysis.style import STYLES
@@ -41,8 +42,18 @@ def verify(study: StudyResults, folder: Path, only: list[str] | None = None, sty
         raise UserError(f"unknown style '{style}': expected one of {', '.join(STYLES)}")
     if not folder.is_dir():
         raise UserError(f"no figures in {folder}: draw them first with `dit figures`")
-    for name in names:
-        yield _verify_one(study, folder, name, style)
+    path = folder / "by.json"
+    sidecar = read_json(path) if path.exists() else None
+    if sidecar is not None and _is_sidecar(sidecar) and isinstance(sidecar.get("by"), str):
+        study = replace(study, by=sidecar["by"])
+        axis = axis_of(study.where(sidecar["where"]))
+    else:  # drawn without one, unless nothing is drawn
+        axis = None if any(folder.glob("*.json")) else axis_of(study)
+    for place, part, _, here in parts_of(study, axis, folder, None):
+        for name in names:
+            if name in here:
+                verdict = _verify_one(part, place, name, style)
+                yield replace(verdict, name=str((place / name).relative_to(folder)))
 
 
 def _verify_one(study: StudyResults, folder: Path, name: str, style: str) -> Verdict:

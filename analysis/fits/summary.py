@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
@@ -19,6 +20,9 @@ from analysis.fits.sampling import SamplingLaw
 from analysis.fits.validation import Validation
 from analysis.forecast import Forecast, ScoredForecast
 from dit.design.rows import Row
+
+if TYPE_CHECKING:
+    from analysis.paired import Effect
 
 
 def text(found: Conclusions) -> str:
@@ -38,6 +42,19 @@ def text(found: Conclusions) -> str:
         _section("Methods of the first law", "" if found.methods is None else str(found.methods)),
     ]
     return "\n\n".join(section for section in sections if section)
+
+
+def effect_text(found: Effect) -> str:
+    """What a field does to the scores: a table of means, and the sentences."""
+    rows = found.rows
+    heads = list(dict.fromkeys(name for row in rows for name in row))
+    means = table([[str(row.get(name, "")) for name in heads] for row in rows], heads)
+    return _section(f"{found.shown.label} by {found.axis.field}", "\n".join([means, *found.sentences]))
+
+
+def titled(name: str, body: str) -> str:
+    """A part of the text under a value's name."""
+    return f"{name}\n{'#' * len(name)}\n{body}"
 
 
 def parameter(one: Parameter) -> list[str]:

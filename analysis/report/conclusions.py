@@ -42,6 +42,9 @@ class Fits:
     words: tuple[str, ...]
 
 
+NONE = Fits((), (), (), ())
+
+
 def fits(study: StudyResults) -> Fits:
     """Every fit that the study carries; where nothing can be fitted, the reason alone."""
     try:

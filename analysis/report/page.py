@@ -5,29 +5,54 @@ from __future__ import annotations
 import base64
 import datetime
 import hashlib
+import io
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 
 import jinja2
+import matplotlib
 from markupsafe import Markup, escape
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from analysis.axes import Axis, axis_of
+from analysis.figures.by import by_field
 from analysis.figures.drawing import Scores, Skipped, scores
 from analysis.frames import frame
+from analysis.paired import Effect, effect
 from analysis.report.charts import charts
-from analysis.report.conclusions import fits
+from analysis.report.conclusions import NONE, fits
 from analysis.report.costs import costs
 from analysis.report.grids import grids
 from analysis.report.origin import origin
-from analysis.report.tables import cell_table, failures, protocol_table, score_table, written
+from analysis.report.tables import cell_table, failures, protocol_table, score_table, table, written
 from analysis.report.words import protocol_words, summary
 from analysis.results import StudyResults, losses
+from analysis.style import STYLES
 from dit.design.duration import duration
 from dit.errors import UserError
 from dit.store.files import write_text
 from dit.store.study import load_study
 
 _PUBLISHED = "The numbers that the paper publishes (arXiv:2212.09748)."
+
+
+def write_reports(study: StudyResults, path: Path, by: str | None = None) -> list[Path]:
+    """Write a study's page to `path`; where it has an axis (`analysis.axes`), one of what the field did, and one beside it for each value.
+
+    Raises:
+        UserError: as `write_report` does, or for an unknown field, or several that `by` does not choose from.
+    """
+    axis = axis_of(study, by)
+    if axis is None:
+        return [write_report(study, path)]
+    pages = {axis.name(value): path.with_name(f"{path.stem}-{axis.slug(value)}{path.suffix}") for value in axis.values}
+    written = [write_report(part, page) for part, page in zip(axis.split().values(), pages.values())]
+    write_text(path, render(axis.study, axis, {name: page.name for name, page in pages.items()}))
+    return [path, *written]
 
 
 def write_report(study: StudyResults, path: Path) -> Path:
@@ -42,8 +67,8 @@ def write_report(study: StudyResults, path: Path) -> Path:
     return path
 
 
-def render(study: StudyResults) -> str:
-    """The page as text.
+def render(study: StudyResults, axis: Axis | None = None, pages: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The page as text; with an axis, of what its field does, and `pages` has each value's own.
 
     Raises:
         UserError: as `write_report` does.
@@ -57,23 +82,30 @@ def render(study: StudyResults) -> str:
     )
     environment.filters |= {"formula": _formula, "raised": _raised}
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    shown = _scores(study)
+    shown = None if axis else _scores(study)
+    found = _effect(axis) if axis else None
     logged = frame([], ["run", "step", "loss"]) if study.folder is None else losses(study.folder)
     logged = logged[logged["run"].isin(study.runs)]
     cost = costs(study, logged)
-    fitted = fits(study)
+    fitted = NONE if axis else fits(study)
     script, library = _asset("report.js"), re.sub(r"\n//# sourceMappingURL=.*", "", _asset("chart.umd.min.js"))
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return environment.get_template("page.html.j2").render(
         study=study,
         doc=_reflowed(load_study(study.folder).doc) if study.folder else _PUBLISHED,
-        summary=[*summary(study, shown, cost), *fitted.words],
+        summary=[*summary(study, shown, cost, found), *fitted.words],
         protocol=None if shown is None else protocol_words(study, shown),
-        charts=charts(study, shown, logged),
+        charts=[] if axis else charts(study, shown, logged),
+        by=axis,
+        pages=pages,
+        means=None
+        if found is None
+        else table(found.rows, list(dict.fromkeys(name for row in found.rows for name in row))),
+        figure=None if found is None else _figure(study, axis),
         cells=None if shown is None else cell_table(shown),
         scores=score_table(study),
         protocols=protocol_table(study),
-        grids=grids(study),
+        grids=[] if axis else grids(study),
         fits=fitted,
         costs=cost,
         failures=failures(study),
@@ -85,6 +117,23 @@ def render(study: StudyResults) -> str:
         script=Markup(script),
         library=Markup(library),
     )
+
+
+def _effect(axis: Axis) -> Effect | None:
+    try:
+        return effect(axis)
+    except Skipped:
+        return None
+
+
+def _figure(study: StudyResults, axis: Axis | None) -> str:
+    """The figure by the field as a data URI."""
+    file = io.BytesIO()
+    with matplotlib.rc_context(STYLES["paper"].rc):
+        drawing = by_field(replace(study, by=axis.field if axis else None))
+        drawing.figure.set_dpi(200)
+        FigureCanvasAgg(drawing.figure).print_png(file, metadata={"Software": None})
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _scores(study: StudyResults) -> Scores | None:

@@ -9,18 +9,22 @@ from analysis.comparable import MAIN_BLOCK, at_common_step
 from analysis.figures.compute import log_correlation
 from analysis.figures.drawing import Scores, over_seeds
 from analysis.frames import Frame
+from analysis.paired import Effect
 from analysis.report.costs import Costs
 from analysis.report.tables import cells_of, written
 from analysis.results import StudyResults
+from analysis.seeds import mean_and_deviation
 from dit.design.blocks import block_label
 from dit.design.duration import duration
 
 _CELL = ["block", "size", "patch_size"]
 
 
-def summary(study: StudyResults, shown: Scores | None, cost: Costs | None) -> list[str]:
-    """Sentences in reading order: what was run, what came out best, blocks, compute, cost."""
+def summary(study: StudyResults, shown: Scores | None, cost: Costs | None, found: Effect | None = None) -> list[str]:
+    """Sentences in reading order: what was run, what came out best (or, where given, what a field did), blocks, compute, cost."""
     words = [_extent(study, cost)]
+    if found is not None:
+        return [*words, *found.sentences, *_cost(cost)]
     if shown is None:
         return [*words, "No score is on record yet.", *_cost(cost)]
     last = at_common_step(shown.rows)
@@ -60,7 +64,7 @@ def _best(shown: Scores, last: Frame, means: Frame) -> str:
 def _mean(row: Frame) -> str:
     if math.isnan(row["sd"]):
         return f"{row['mean']:.4g}" + ("" if row["n"] == 1 else f" (n = {row['n']})")
-    return f"{mean_and_deviation(row)} (mean ± s.d., n = {row['n']} seeds)"
+    return f"{mean_and_deviation(row['mean'], row['sd'])} (mean ± s.d., n = {row['n']} seeds)"
 
 
 def _blocks(shown: Scores, means: Frame) -> list[str]:
@@ -71,7 +75,9 @@ def _blocks(shown: Scores, means: Frame) -> list[str]:
     full = means[several == several.max()]
     largest = full.loc[full["gflops"].astype(float).idxmax()]
     cell = full[(full["size"] == largest["size"]) & (full["patch_size"] == largest["patch_size"])].sort_values("mean")
-    ranking = ", ".join(f"{block_label(one['block'])} {mean_and_deviation(one)}" for _, one in cell.iterrows())
+    ranking = ", ".join(
+        f"{block_label(one['block'])} {mean_and_deviation(one['mean'], one['sd'])}" for _, one in cell.iterrows()
+    )
     first = full.sort_values("mean").groupby(["size", "patch_size"])["block"].first()
     winner = first.value_counts()
     blocks = f"Blocks at {largest['size']}/{largest['patch_size']}: {ranking}."
@@ -81,15 +87,6 @@ def _blocks(shown: Scores, means: Frame) -> list[str]:
             f" {best} is best in {int(winner.iloc[0])} of {len(first)} cells that have {int(several.max())} blocks."
         )
     return [blocks]
-
-
-def mean_and_deviation(row: Frame) -> str:
-    """A mean and its standard deviation to the same decimal place, two digits of the deviation but whole numbers in full."""
-    mean, sd = float(row["mean"]), float(row["sd"])
-    if math.isnan(sd) or sd == 0:
-        return f"{mean:.4g}" + ("" if math.isnan(sd) else " ± 0")
-    places = max(0, 1 - math.floor(math.log10(sd)))
-    return f"{mean:,.{places}f} ± {sd:,.{places}f}"
 
 
 def _compute(shown: Scores, means: Frame) -> list[str]:

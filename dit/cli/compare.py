@@ -1,6 +1,7 @@
 """Hold a study's scores against the published ones, or against another study's, cell by cell.
 
     dit compare runs/paper
+    dit compare runs/paper --by learning_rate
     dit compare runs/wide runs/narrow --ignore sample_seed --format markdown
     dit compare runs/paper --with field
 
@@ -26,6 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("study", metavar="DIR", help="a study's folder, or 'paper'")
     add("other", metavar="OTHER", nargs="?", help="another study's, 'paper' (default) or 'field'")
     add("--with", metavar="OTHER", dest="beside", help="the same as OTHER")
+    add("--by", metavar="FIELD", help="compare the study's own runs, across the values of this field")
     add("--where", metavar="EXPR", help="rows of DIR to compare, like \"block == 'adaln_zero'\"")
     add("--ignore", metavar="PART,...", default="", help="give a difference although these parts differ")
     add("--every-step", action="store_true", help="at every step that both have, not the last alone")
@@ -37,7 +39,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the comparison to standard output, and a summary to standard error."""
-    from analysis.compare import COLUMNS, COV, IMPLEMENTATIONS, Noise, compare
+    from analysis.axes import axis_by
+    from analysis.compare import COV, IMPLEMENTATIONS, Noise, columns_of, compare, compare_values
     from analysis.results import collect
 
     style = style_of(args.format, args.out)
@@ -49,15 +52,25 @@ def run(args: argparse.Namespace) -> int:
     between = other == "field"
     cov = (IMPLEMENTATIONS if between else COV) if args.noise is None else args.noise / 100
     ignore = [part.strip() for part in args.ignore.split(",") if part.strip()]
-    first, second = collect(args.study).where(args.where), collect(other)
-    found = compare(first, second, ignore, args.every_step, Noise(cov, between=between))
-    columns = list(COLUMNS)
+    first, noise = collect(args.study).where(args.where), Noise(cov, between=between)
+    if args.by:
+        if args.other or args.beside:
+            raise UserError(f"--by {args.by} compares {args.study} with itself: leave {other} out")
+        found, second = compare_values(axis_by(first, args.by), ignore, args.every_step, noise), first
+    else:
+        second = collect(other)
+        found = compare(first, second, ignore, args.every_step, noise)
+    columns = columns_of(found)
     if style not in ("csv", "json", PARQUET):
         shown = {name for row in found.rows for name, value in row.items() if value is not None}
-        columns = [name for name in COLUMNS if name in shown and name not in ("unsaid", "source")]
+        columns = [name for name in columns if name in shown and name not in ("unsaid", "source")]
     deliver(found.rows, columns, style, args.out)
     verdicts = dict.fromkeys(row["verdict"] for row in found.rows)
     print(", ".join(f"{found.count(verdict)} {verdict}" for verdict in verdicts), file=sys.stderr)
+    if args.by:
+        from analysis.paired import effect
+
+        print(*effect(axis_by(first, args.by)).sentences, sep="\n", file=sys.stderr)
     if found.unmatched:
         print(f"{second.name} has no score of {', '.join(found.unmatched)}", file=sys.stderr)
     unsaid = dict.fromkeys(row["unsaid"] for row in found.rows if row["unsaid"])

@@ -25,6 +25,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="folder for the figures (default: DIR/figures, DIR/figures/talk)")
     parser.add_argument("--only", metavar="fig8,...", help="draw (or verify) these figures only")
     parser.add_argument("--where", metavar="EXPR", help="use these rows only, like \"block == 'adaln_zero'\"")
+    parser.add_argument(
+        "--by", metavar="FIELD", help="a figure by this field of the runs, and the others for each value"
+    )
     parser.add_argument("--style", choices=("paper", "talk"), default="paper", help="for a page, or for a slide")
     parser.add_argument("--verify", action="store_true", help="name the figures that are stale, edited or missing")
 
@@ -39,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     only = None if args.only is None else [name.strip() for name in args.only.split(",")]
     if args.verify:
         return _verify(args, study, out, only)
-    for outcome in draw_all(study, out, only, args.style, args.where):
+    for outcome in draw_all(study, out, only, args.style, args.where, args.by):
         if outcome.skipped:
             print(f"{outcome.name} skipped: {outcome.skipped}", file=sys.stderr)
         else:
@@ -51,9 +54,9 @@ def _verify(args: argparse.Namespace, study: StudyResults, folder: Path, only: l
     """Print a line for each figure: fresh ones on standard output, stale ones on standard error."""
     from analysis.figures.verification import verify
 
-    if args.where is not None:
+    if args.where is not None or args.by is not None:
         raise UserError(
-            "--where does not go with --verify: each figure is verified for the rows that it was drawn from"
+            f"{'--by' if args.where is None else '--where'} does not go with --verify: each figure is verified as it was drawn"
         )
     stale = 0
     for verdict in verify(study, folder, only, args.style):

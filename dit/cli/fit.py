@@ -28,7 +28,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FIELD=COLUMN",
         help="of a table: where params, images_seen, train_gflops, score or seed is",
     )
-    parser.add_argument("--by", metavar="COLUMN", help="of a table: groups that have a law each")
+    parser.add_argument(
+        "--by",
+        metavar="FIELD",
+        help="laws for each value of a field of the runs, and what it changes; of a table: a column",
+    )
     parser.add_argument(
         "--form", choices=("chinchilla",), help="E + A N^-a + B D^-b under the loss of Hoffmann et al., alone"
     )
@@ -52,8 +56,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the conclusions to standard output."""
+    from analysis.axes import axis_of
     from analysis.fits.conclusions import conclude
-    from analysis.fits.summary import text
+    from analysis.fits.summary import effect_text, text, titled
     from analysis.fits.table import is_table
     from analysis.results import collect
     from dit.errors import UserError
@@ -62,16 +67,30 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--replicates {args.replicates}: expected 100 or more, a 95 % interval needs them")
     if is_table(args.source):
         return _fit_table(args)
-    if args.map or args.by or args.form:
-        raise UserError(f"--map, --by and --form are for a table (.csv, .parquet): {args.source} is a study")
+    if args.map or args.form:
+        raise UserError(f"--map and --form are for a table (.csv, .parquet): {args.source} is a study")
     study = collect(args.source, unscored=args.of == "training_loss")
     study = replace(study, with_young_averages=args.with_young_averages).where(args.where)
     if args.of == "training_loss":
         from analysis.training_loss import as_scores
 
         study = as_scores(study)
-    found = conclude(study, block=args.block, replicates=args.replicates, loss=args.loss)
-    print(json.dumps(found.to_json(), indent=1, allow_nan=False) if args.json else text(found))
+    axis = axis_of(study, args.by)
+    options = {"block": args.block, "replicates": args.replicates, "loss": args.loss}
+    if axis is None:
+        found = conclude(study, **options)
+        print(json.dumps(found.to_json(), indent=1, allow_nan=False) if args.json else text(found))
+        return 0
+    from analysis.paired import effect
+
+    told = effect(axis)
+    parts = {value: conclude(part, **options) for value, part in axis.split().items()}
+    if args.json:
+        values = [{"value": value, **one.to_json()} for value, one in parts.items()]
+        differences = [one.to_json() for one in told.differences]
+        print(json.dumps({"by": axis.field, "values": values, "differences": differences}, indent=1, allow_nan=False))
+    else:
+        print(effect_text(told), *(titled(axis.name(value), text(one)) for value, one in parts.items()), sep="\n\n")
     return 0
 
 

@@ -13,13 +13,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("source", metavar="DIR|paper", help="a study's folder, or 'paper' for the published numbers")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where to write it (default: DIR/report.html)")
+    parser.add_argument(
+        "--by", metavar="FIELD", help="a page of what this field of the runs does, and one for each value"
+    )
     parser.add_argument("--where", metavar="EXPR", help="use these rows only, like \"block == 'adaln_zero'\"")
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the page and print its path."""
-    from analysis.report.page import write_report
+    from analysis.report.page import write_reports
     from analysis.results import collect, output_folder
 
     study = collect(args.source).where(args.where)
-    print(write_report(study, args.out or output_folder(args.source, study) / "report.html"))
+    print(*write_reports(study, args.out or output_folder(args.source, study) / "report.html", args.by), sep="\n")

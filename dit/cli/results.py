@@ -37,6 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--where", metavar="EXPR", help="rows to show, like \"block == 'adaln_zero' and patch_size == 2\""
     )
+    parser.add_argument("--by", metavar="FIELD", help="rows of a cell next to each other, by this field of the runs")
     parser.add_argument("--sort", metavar="COLUMN", help="sort by a column")
     parser.add_argument("--descending", action="store_true", help="largest first")
     parser.add_argument("--columns", metavar="A,B,...", help="columns to show, in this order")
@@ -50,13 +51,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table to standard output, and the floors to standard error."""
+    from analysis.axes import axis_of, fields_apart
     from analysis.results import collect
+    from analysis.seeds import CELL
     from dit.design import query
+    from dit.design.rows import VARIANT
 
     style = style_of(args.format, args.out)
     study = collect(args.source)
     chosen = study.where(args.where)
+    own = args.by or (not args.sort and len(fields_apart(chosen)) == 1)
+    axis = axis_of(chosen, args.by, alone=False) if own else None
+    chosen = chosen if axis is None else axis.study
     table = chosen.over_seeds() if args.over_seeds else chosen.table
+    if axis:
+        place = [name for name in (*CELL, "step", axis.field, "seed") if name in table]
+        table = table.sort_values(
+            place, kind="stable", key=lambda column: column.map(study.sizes.index) if column.name == "size" else column
+        )
     if args.sort:
         table = query.sort(table, args.sort, args.descending)
     columns = list(table.columns)
@@ -67,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
         present = (study.table if table.empty else table).notna().any().reindex(table.columns, fill_value=True)
         hidden = _HIDDEN if present["block"] else _HIDDEN[2:]  # where no cell says which row it is, the name does
         equal = [name for name in _HIDDEN_WHERE_EQUAL if table[name].nunique() < 2]
+        equal += [VARIANT] * (VARIANT in chosen.apart and len(chosen.apart) > 1)  # each field has a column of its own
         columns = [name for name in columns if name not in (*hidden, *equal) and present[name]]
     deliver(table.to_dict("records"), columns, style, args.out)
     _remark(study, table, args)

@@ -23,6 +23,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="the study's folder")
     parser.add_argument("--where", help="only cells satisfying this, such as \"status == 'failed'\"")
+    parser.add_argument(
+        "--by", metavar="FIELD", help="cells grouped by this field of the runs, with a count for each value"
+    )
     parser.add_argument("--watch", action="store_true", help="go on showing it until all cells have ended")
     parser.add_argument(
         "--json",
@@ -33,22 +36,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the status once, or until the study has ended."""
+    from dit.design.rows import VARIANT, varied
     from dit.store.archives import opened
     from sweeps.ledger import ENDED, Ledger
-    from sweeps.status import status_rows
+    from sweeps.status import axis, status_rows
 
     ledger = Ledger(opened(args.folder))
     if hidden := hidden_runs(ledger.folder, ledger.runs):
         print(f"{len(hidden)} finished runs in the folder are not in study.json: {hidden[0]}", file=sys.stderr)
+    apart = [name for name in next(iter(varied(ledger.study.runs).values()), {}) if name != VARIANT]
+    by = axis(ledger.study.runs, args.by)[0] if args.by else apart[0] if len(apart) == 1 else None
+    apart = [by, *(name for name in apart if name != by)] if by else apart
     while True:
-        rows = status_rows(ledger)
+        rows = status_rows(ledger, by)
         shown = _chosen(rows, args.where)
         if args.json:
             print(json.dumps(shown) if args.watch else json.dumps(shown, indent=1), flush=True)
         else:
             if args.watch and sys.stdout.isatty():
                 steer(sys.stdout, "\x1b[2J\x1b[H")
-            print(f"{_table(shown)}\n{_totals(rows)}", flush=True)
+            print(f"{_table(shown, apart)}\n{_totals(rows)}{_by_value(rows, by)}", flush=True)
         if not args.watch or all(row["status"] in ENDED for row in rows):
             return
         time.sleep(2)
@@ -63,13 +70,23 @@ def _chosen(rows: list[dict[str, Any]], where: str | None) -> list[dict[str, Any
     return [row for row in rows if row["run"] in chosen]
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
+def _by_value(rows: list[dict[str, Any]], by: str | None) -> str:
+    """A line for each value of the field that rows are grouped by: how many of its cells are done."""
+    if by is None:
+        return ""
+    values = dict.fromkeys(row[by] for row in rows)
+    of = {value: [row["status"] == DONE for row in rows if row[by] == value] for value in values}
+    return "".join(f"\n{by} {value}: {sum(done)} of {len(done)} done" for value, done in of.items())
+
+
+def _table(rows: list[dict[str, Any]], apart: list[str]) -> str:
     from tabulate import tabulate
 
     metrics = in_order({key for row in rows for key in row if of_column(key)})
     shown = [
         {
             "run": row["run"],
+            **{name: row[name] for name in apart},
             "status": row["status"] + ("?" if row["stale"] else ""),
             "step": f"{row['step']}/{row['steps']}",
             "loss": row["loss"],

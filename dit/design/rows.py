@@ -7,19 +7,21 @@ Scores' columns stand after `num_samples`, named after metric and features: `fid
 `source` is the study that measured a row, or `paper` for a published one; `citation` then says where it is printed. Over seeds, a
 score's column holds the mean, `<score>_sd` beside it the standard deviation of single runs (of n - 1), `n` counts the seeds, and
 `recipe` is the hash of all that decides a run's result but its seed. A study that has runs of one block, size and patch size with several
-recipes has a column `variant` more, which says in words what they differ in: such runs are never averaged.
+recipes has a column `variant` more, which says in words what they differ in, and one for each such field (`learning_rate`): such runs are
+never averaged.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dit.design import flops
 from dit.design.config import Evaluation, RunConfig, digest, to_json
 from dit.design.guidance import from_json_values
-from dit.design.metrics import from_record
+from dit.design.metrics import from_record, of_column
 from dit.errors import UserError
 
 Row = dict[str, Any]
@@ -53,22 +55,23 @@ DEVIATION = "_sd"
 COUNT = "n"
 
 
-def columns(metrics: list[str], variants: bool = False) -> list[str]:
-    """Every column of the results table, in order, with the scores' columns in their place; `variants`: of a study that has them."""
-    return [*CELL_COLUMNS, *[VARIANT] * variants, *SCORE_COLUMNS, *metrics, *END_COLUMNS]
+def columns(metrics: list[str], apart: Sequence[str] = ()) -> list[str]:
+    """Every column of the results table, in order, with the scores' columns in their place; `apart`: those that `varied` adds."""
+    return [*CELL_COLUMNS, *apart, *SCORE_COLUMNS, *metrics, *END_COLUMNS]
 
 
-def columns_over_seeds(metrics: list[str], variants: bool = False) -> list[str]:
+def columns_over_seeds(metrics: list[str], apart: Sequence[str] = ()) -> list[str]:
     """The columns of a table of means over seeds, in order."""
-    cell = [name for name in (*CELL_COLUMNS, *[VARIANT] * variants) if name not in ("run", "seed")]
+    cell = [name for name in (*CELL_COLUMNS, *apart) if name not in ("run", "seed")]
     spread = [name for metric in metrics for name in (metric, metric + DEVIATION)]
     return ["recipe", *cell, *SCORE_COLUMNS, *spread, COUNT, "protocol", "source", "citation"]
 
 
-def variants(runs: Iterable[RunConfig]) -> dict[str, str]:
-    """What tells each run, by its name, from others of its block, size and patch size, as `learning_rate=0.001`; the seed does not count.
+def varied(runs: Iterable[RunConfig]) -> dict[str, Row]:
+    """What tells each run, by its name, from others of its block, size and patch size: the columns that its row has more.
 
-    Every run of a study names the same fields. Empty where no two runs of a cell differ in more than their seed.
+    `variant` says it in words, as `learning_rate=0.001`; then each field has a column (see `field_columns`), the same for every run.
+    The seed does not count. Empty where no two runs of a cell differ in more than that.
     """
     fields: dict[str, dict[str, Any]] = {}
     cells: dict[tuple, list[dict[str, Any]]] = defaultdict(list)
@@ -79,13 +82,55 @@ def variants(runs: Iterable[RunConfig]) -> dict[str, str]:
     if "data.name" in apart:  # what follows from the data set
         apart -= {name for name in apart if name.startswith("data.") and name != "data.name"}
         apart -= {"model.input_size", "model.in_channels", "model.num_classes"}
-    short = {name: name.removesuffix(".name").rpartition(".")[2] for name in sorted(apart)}
     if not apart:
         return {}
+    columns = field_columns({name for one in fields.values() for name in one})
+    ordered = sorted(apart, key=lambda name: (not name.endswith(".name"), name))  # a part before what is set of it
+    own = [name for name in ordered if columns[name] not in CELL_COLUMNS]
     return {
-        run: ", ".join(f"{word}={one[name]}" for name, word in short.items() if name in one)
+        run: {
+            VARIANT: ", ".join(f"{_last(name)}={one[name]}" for name in sorted(apart) if name in one),
+            **{columns[name]: _scalar(one.get(name)) for name in own},
+        }
         for run, one in fields.items()
     }
+
+
+def field_columns(names: Iterable[str]) -> dict[str, str]:
+    """The column of each flat field: its last word, or all its words where another field, column or metric has that one."""
+    ordered = sorted(names)
+    last = Counter(map(_last, ordered))
+    taken = {"run", "study", "recipe", VARIANT, COUNT, *SCORE_COLUMNS, *END_COLUMNS}
+
+    def column(name: str) -> str:
+        word = _last(name)
+        if last[word] == 1 and word not in taken and of_column(word) is None:
+            return word
+        return name.replace(".", "_") if "." in name else f"train_{name}"
+
+    return {name: column(name) for name in ordered}
+
+
+def field_of(runs: Iterable[RunConfig], name: str) -> tuple[str, dict[str, Any]] | None:
+    """A field's column and its value in each run, by the run's name; None where the runs have no such field.
+
+    `name` is the column's, the field's last word, or the whole `optim.learning_rate`.
+    """
+    fields = {run.run: recipe_fields(run) for run in runs}
+    columns = field_columns({field for one in fields.values() for field in one})
+    found = [field for field, column in columns.items() if name in (column, field)]
+    found += [field for field in columns if _last(field) == name]
+    if not found:
+        return None
+    return columns[found[0]], {run: _scalar(one.get(found[0])) for run, one in fields.items()}
+
+
+def _last(name: str) -> str:
+    return name.removesuffix(".name").rpartition(".")[2]
+
+
+def _scalar(value: Any) -> Any:
+    return value if value is None or isinstance(value, str | bool | int | float) else json.dumps(value)
 
 
 def recipe(run: RunConfig) -> str:
@@ -103,8 +148,8 @@ def recipe_fields(run: RunConfig) -> dict[str, Any]:
     }
 
 
-def cell_row(run: RunConfig, study: str, variant: str | None = None) -> Row:
-    """The columns that are known before anything runs; `variant` where the study has several (see `variants`)."""
+def cell_row(run: RunConfig, study: str, apart: Row | None = None) -> Row:
+    """The columns that are known before anything runs; `apart`: the run's of `varied`, where the study has such."""
     return {
         "run": run.run,
         "study": study,
@@ -117,7 +162,7 @@ def cell_row(run: RunConfig, study: str, variant: str | None = None) -> Row:
         "params": flops.params(run.model),
         "gflops": flops.gflops(run.model),
         "batch_size": run.batch_size,
-        **({} if variant is None else {VARIANT: variant}),
+        **(apart or {}),
     }
 
 
@@ -126,9 +171,9 @@ def step_columns(run: RunConfig, step: int) -> Row:
     return {"step": step, "images_seen": step * run.batch_size, "train_gflops": flops.train_gflops(run, step)}
 
 
-def planned_row(run: RunConfig, study: str, status: str = "planned", variant: str | None = None) -> Row:
+def planned_row(run: RunConfig, study: str, status: str = "planned", apart: Row | None = None) -> Row:
     """A cell at the end of its training, before it has run."""
-    cell = cell_row(run, study, variant)
+    cell = cell_row(run, study, apart)
     return {**cell, **step_columns(run, run.steps), "status": status, "source": study, "reason": None}
 
 

@@ -14,8 +14,8 @@ from analysis.report.conclusions import forecasts
 from analysis.report.costs import costs
 from analysis.report.page import render
 from analysis.report.tables import MOST_ROWS, score_table, written
-from analysis.report.words import mean_and_deviation
 from analysis.results import collect, losses
+from analysis.seeds import mean_and_deviation
 from dit.cli import main
 from dit.design import flops
 from dit.design.duration import duration
@@ -206,7 +206,7 @@ def test_a_filter_chooses_runs_for_costs_and_provenance_too(tmp_path):
     ],
 )
 def test_a_mean_ends_where_its_deviation_does(mean, sd, text):
-    assert mean_and_deviation({"mean": mean, "sd": sd}) == text
+    assert mean_and_deviation(mean, sd) == text
 
 
 def test_fits_and_their_methods_are_on_the_page(page):

@@ -127,14 +127,14 @@ FAST = replace(RUN, optim=OptimConfig(learning_rate=1e-3))
 
 
 def test_seeds_longer_training_and_other_scores_make_no_variant():
-    assert rows.variants([RUN, replace(RUN, seed=4, steps=200, evaluations=(EVALUATION,))]) == {}
-    assert rows.variants([RUN, replace(FAST, model=replace(MODEL, patch_size=2))]) == {}  # no cell has both
+    assert rows.varied([RUN, replace(RUN, seed=4, steps=200, evaluations=(EVALUATION,))]) == {}
+    assert rows.varied([RUN, replace(FAST, model=replace(MODEL, patch_size=2))]) == {}  # no cell has both
 
 
 def test_what_runs_of_one_cell_differ_in_is_their_variant():
     dropped = replace(RUN, model=replace(MODEL, class_dropout_prob=0.3))
     other = replace(RUN, model=replace(MODEL, patch_size=2))
-    assert rows.variants([RUN, FAST, dropped, other]) == {
+    assert {run: row["variant"] for run, row in rows.varied([RUN, FAST, dropped, other]).items()} == {
         RUN.run: "class_dropout_prob=0.1, learning_rate=0.0001",
         FAST.run: "class_dropout_prob=0.1, learning_rate=0.001",
         dropped.run: "class_dropout_prob=0.3, learning_rate=0.0001",
@@ -147,12 +147,16 @@ def test_two_data_sets_are_told_by_name_alone():
         RunConfig(model_config("adaln", "S", 2, DATASETS[name]), DATASETS[name], steps=1)
         for name in ("imagenet256", "imagenet512")
     ]
-    assert list(rows.variants(runs).values()) == ["data=imagenet256", "data=imagenet512"]
+    assert list(rows.varied(runs).values()) == [
+        {"variant": f"data={name}", "data": name} for name in ("imagenet256", "imagenet512")
+    ]
 
 
 def test_a_variant_stands_beside_the_cell():
-    row = rows.planned_row(RUN, "mine", variant="learning_rate=0.1")
-    assert list(row)[11] == rows.columns([], variants=True)[11] == "variant"
+    apart = rows.varied([RUN, FAST])
+    assert apart[FAST.run] == {"variant": "learning_rate=0.001", "learning_rate": 1e-3}
+    row = rows.planned_row(FAST, "mine", apart=apart[FAST.run])
+    assert list(row)[11:13] == rows.columns([], list(apart[FAST.run]))[11:13] == ["variant", "learning_rate"]
     assert "variant" not in rows.planned_row(RUN, "mine")
 
 

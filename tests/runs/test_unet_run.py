@@ -14,7 +14,7 @@ from flax import nnx
 
 from dit.config import DATASETS, Evaluation, OptimConfig, RunArguments, RunConfig, model_config
 from dit.design import flops
-from dit.design.rows import planned_row, variants
+from dit.design.rows import planned_row, varied
 from dit.design.topology import MeshShape
 from dit.design.unet_models import unet_config
 from dit.errors import UserError
@@ -125,9 +125,9 @@ def test_the_estimate_of_memory_is_near_what_the_traced_step_keeps(change):
 def test_rows_and_variants_of_a_study_of_both_families():
     faster = dataclasses.replace(RUN, optim=dataclasses.replace(RUN.optim, learning_rate=1e-2))
     dit = dataclasses.replace(RUN, model=model_config("adaln_zero", "S", 2, DATA, "nano"))
-    named = variants([RUN, faster, dit])
+    named = {run: row["variant"] for run, row in varied([RUN, faster, dit]).items()}
     assert (named[RUN.run], named[faster.run]) == ("learning_rate=0.003", "learning_rate=0.01")
-    assert variants([RUN, dit]) == {}
+    assert varied([RUN, dit]) == {}
     row = planned_row(RUN, "mine")
     assert (row["block"], row["size"], row["patch_size"], row["tokens"]) == ("unet", "S", 0, 64)
     assert row["params"] == flops.params(RUN.model)
