@@ -13,7 +13,7 @@ from __future__ import annotations
 from dit.design import unet_flops
 from dit.design.blocks import Count, block_of
 from dit.design.config import Evaluation, Model, ModelConfig, RunConfig
-from dit.design.guidance import plan_of
+from dit.design.guidance import calls_of
 from dit.design.unet import UNetConfig
 from dit.errors import UserError
 
@@ -104,9 +104,7 @@ def sampling_gflops(model: Model, sampling_steps: int, cfg_scale: float = 1.0) -
 
 def model_calls(run: RunConfig, evaluation: Evaluation) -> tuple[int, int]:
     """How often an image's sampler calls the model, and at how many of these calls guidance acts."""
-    plan = plan_of(run, evaluation)
-    calls = evaluation.sampling_steps if plan is None else plan.nfe
-    guided = calls if plan is None else plan.guided_calls
+    calls, guided = calls_of(run, evaluation)
     return calls, guided if evaluation.cfg_scale != 1.0 else 0
 
 

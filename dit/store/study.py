@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dit.design.config import Evaluation, ModelConfig, RunConfig, from_json, to_json
+from dit.design.config import Evaluation, RunConfig, from_json, to_json
 from dit.design.parts import Part
 from dit.design.rows import recorded_metrics
 from dit.errors import UserError
@@ -118,11 +118,7 @@ def save_study(folder: Path, study: Study) -> None:
     check_study_folder(folder, study.name)
     path = folder / "study.json"
     present = read_json(path) if path.exists() else None
-    parts = told(
-        study.parts,
-        [run.model for run in study.runs if isinstance(run.model, ModelConfig)],
-        (present or {}).get("parts", []),
-    )
+    parts = told(study.parts, study.runs, (present or {}).get("parts", []))
     value = {
         "schema_version": SCHEMA_VERSION,
         "study": study.name,

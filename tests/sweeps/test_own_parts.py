@@ -43,7 +43,7 @@ def test_the_study_of_the_page_is_kept_with_its_parts_as_data(gates):
     value = json.loads((folder / "study.json").read_text())
     assert (folder / "study.py").read_text() == STUDY and list(value["files"]) == ["study.py"]
     block, data = sorted(value["parts"], key=lambda part: part["kind"])
-    assert (block["name"], block["label"], len(block["counts"]), data["name"]) == ("gated", "Gates alone", 2, "spots")
+    assert (block["name"], block["label"], len(block["counts"]), data["name"]) == ("gated", "Gates alone", 8, "spots")
     assert {run.model.block_source for run in study.runs} == {"", block["source"]}
     assert {run.data.source for run in study.runs} == {data["source"]}
 
