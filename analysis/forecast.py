@@ -328,8 +328,13 @@ def score_all(study: StudyResults, folder: Path) -> list[ScoredForecast]:
 
 def _score_file(study: StudyResults, path: Path) -> ScoredForecast:
     value = read_json(path)
-    if not isinstance(value, dict) or not {"cells", "inputs", "sha256", "laws"} <= value.keys():
-        raise UserError(f"{path} is not a forecast: move it out of the folder")
+    try:
+        return _scored(study, path, value)
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise UserError(f"{path} is not a forecast of this version ({error!r:.80}): move it out of the folder") from error
+
+
+def _scored(study: StudyResults, path: Path, value: dict[str, Any]) -> ScoredForecast:
     trouble = _trouble(study, path, value)
     cells, pending = [], []
     promised = {law["block"]: law["median_error"] for law in value["laws"]}

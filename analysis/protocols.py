@@ -27,7 +27,7 @@ def metric(protocol: Protocol) -> str:
 def metric_label(protocol: Protocol) -> str:
     """The truthful axis label of the protocol's score: "FID-50K" only for Inception features."""
     if protocol["features"] == TRAINING_LOSS:
-        return f"training loss (mean of {protocol['window_steps']:,} steps)"
+        return f"training loss ({describe(protocol)})"
     samples, label = protocol["num_samples"], label_of(metric(protocol))
     if metric(protocol) == "fid" and samples % 1000 == 0:
         return f"{label}-{samples // 1000}K"
@@ -39,7 +39,8 @@ def metric_label(protocol: Protocol) -> str:
 def describe(protocol: Protocol) -> str:
     """The protocol in a few words, for the foot of a figure."""
     if protocol["features"] == TRAINING_LOSS:
-        return f"mean over {protocol['window_steps']:,} steps"
+        steps = protocol["window_steps"]
+        return "mean over the last tenth of the steps" if steps is None else f"mean of {steps:,} steps"
     if protocol["features"] == "table":
         return "as the table has it"
     words = [f"{protocol['num_samples']:,} samples"]

@@ -17,7 +17,7 @@ import pandas as pd
 
 from analysis.cache import collected
 from analysis.frames import COUNTS, Frame, frame
-from analysis.protocols import metric
+from analysis.protocols import TRAINING_LOSS, metric
 from dit.design.config import RunConfig
 from dit.design.rows import (
     CELL_COLUMNS,
@@ -145,7 +145,8 @@ def _trouble(value: dict[str, Any], cell: Row) -> str | None:
         or type(value.get("floor")) not in _NUMBERS
     ):
         return "its step, protocol or floor is missing"
-    if type(protocol.get("features")) is not str or type(protocol.get("num_samples")) is not int:
+    of_samples = protocol.get("features") != TRAINING_LOSS
+    if type(protocol.get("features")) is not str or (of_samples and type(protocol.get("num_samples")) is not int):
         return "its protocol does not tell features and num_samples"
     return None if metric(protocol) in row else f"it has no {metric(protocol)}, which its protocol is of"
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from analysis import field as of_field
 from analysis import published, records
 from analysis.frames import Frame, frame
 from analysis.protocols import Protocol
@@ -28,8 +29,12 @@ from dit.errors import UserError
 from dit.store.archives import SUFFIX, opened
 from dit.store.study import hidden_runs
 
-PUBLISHED: dict[str, Callable[[], list[Row]]] = {"paper": published.rows, "baselines": published.baselines}
-_FIXED = columns_of.columns([], variants=True)
+PUBLISHED: dict[str, tuple[Callable[[], list[Row]], Callable[[], dict[str, Protocol]]]] = {
+    "paper": (published.rows, published.protocols),
+    "baselines": (published.baselines, published.protocols),
+    "field": (of_field.rows, of_field.protocols),
+}
+_FIXED = (*columns_of.columns([], variants=True), *of_field.COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -80,18 +85,18 @@ class StudyResults:
         return replace(self, table=table, waiting=waiting, filters=(*self.filters, expression))
 
 
-def collect(source: str | Path) -> StudyResults:
-    """What is on record in a study's folder; "paper" and "baselines" are the published numbers (a folder of that name: "./paper").
+def collect(source: str | Path, unscored: bool = False) -> StudyResults:
+    """What is on record in a study's folder; "paper", "baselines" and "field" are published numbers (a folder of that name: "./paper").
 
     Raises:
-        UserError: if there is no study, or it has neither a score nor a failed run yet.
+        UserError: if there is no study, or it has neither a score nor a failed run yet, unless `unscored` studies are meant too.
     """
     if str(source) in PUBLISHED:
         return _published(str(source))
     folder = study_folder(source)
     cells = records.cells(folder)
     table = records.scores(folder, list(cells["run"]))
-    table = table.reindex(columns=list(dict.fromkeys([*table.columns, "status", "reason"])))
+    table = table.reindex(columns=list(dict.fromkeys([*table.columns, "run", "step", "status", "reason"])))
     damaged = table["status"] == records.DAMAGED
     unvouched = int((table[records.VOUCHED] == 0).sum())
     records.say_left_out(folder, list(table.loc[damaged, "reason"]), "rows", unvouched)
@@ -100,10 +105,10 @@ def collect(source: str | Path) -> StudyResults:
     if len(table) and damaged.all():
         raise UserError(f"no results in {folder}: every row is damaged ({table['reason'].iloc[0]})")
     table = table[~damaged].reset_index(drop=True)
-    if table.empty:
+    if table.empty and not unscored:
         raise UserError(
             f"no results in {folder}: none of its {len(cells)} runs has a score yet; run the study with `dit sweep`, "
-            f"or follow it with `dit status {folder}`"
+            f"follow it with `dit status {folder}`, or fit its losses with `dit fit {folder} --of training_loss`"
         )
     growth = cells.sort_values(records.GROWTH, kind="stable")
     scored = table.dropna(subset=["protocol"])
@@ -130,7 +135,7 @@ def collect(source: str | Path) -> StudyResults:
             )
         },
         folder=folder,
-        waiting=waiting.astype(whole.dtypes.to_dict()),
+        waiting=waiting.astype(whole.dtypes.to_dict()) if len(whole) else waiting,
     )
 
 
@@ -178,16 +183,18 @@ def losses(source: str | Path) -> Frame:
 def _table(table: Frame) -> Frame:
     """Rows under the results table's columns, in their order."""
     metrics = in_order(name for name in table.columns if name not in _FIXED)
-    table = table.reindex(columns=columns_of.columns(metrics, VARIANT in table)).infer_objects()
+    columns = columns_of.columns(metrics, VARIANT in table)
+    columns += [name for name in of_field.COLUMNS if name in table and name not in columns]
+    table = table.reindex(columns=columns).infer_objects()
     return table.astype({name: "float64" for name in metrics})
 
 
 def _published(source: str) -> StudyResults:
-    rows = PUBLISHED[source]()
+    rows, protocols = (made() for made in PUBLISHED[source])
     return StudyResults(
         name=source,
         table=_table(frame(rows)),
-        protocols=published.protocols(),
+        protocols=protocols,
         floors={},
         identities={},
         recipes={},

@@ -24,7 +24,7 @@ def over_seeds(table: Frame, metrics: list[str], recipes: Mapping[str, str]) -> 
         return frame([], columns)
     scored = scored.assign(recipe=scored["run"].map(lambda run: recipes.get(run, run)))
     scored = scored.drop_duplicates(["recipe", "step", "protocol", "seed"])  # a paper may print one score in two tables
-    groups = scored.groupby(["recipe", "step", "protocol"], sort=False)
+    groups = scored.groupby(["recipe", "step", "protocol"], sort=False, dropna=False)
     means = groups[metrics].mean()
     deviations = groups[metrics].std().add_suffix(DEVIATION)
     counts = groups.size().rename(COUNT)

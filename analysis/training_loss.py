@@ -11,6 +11,7 @@ import dataclasses
 
 import pandas as pd
 
+from analysis.frames import Frame
 from analysis.protocols import TRAINING_LOSS
 from analysis.results import StudyResults, losses
 from dit.design.config import digest
@@ -23,20 +24,21 @@ _OF_SAMPLES = ("sampling_steps", "nfe", "sampling_gflops", "cfg_scale", "num_sam
 
 
 def as_scores(study: StudyResults) -> StudyResults:
-    """The study with `training_loss` in the place of its scores, at the steps at which it was scored.
+    """The study with `training_loss` in the place of its scores, at the steps that were scored; without scores, at each window's end.
 
     The logged loss is a mean over blocks of steps; blocks that end within the window before the step are averaged.
 
     Raises:
-        UserError: if nothing was scored, or there are no logged losses, as for the published numbers.
+        UserError: if there are no logged losses, as for the published numbers.
     """
     if study.folder is None:
         raise UserError(f"'{study.name}' has no logged losses: give a study's folder")
     scored = study.table[study.table["protocol"].notna()].drop_duplicates(["run", "step"])
-    if scored.empty:
-        raise UserError(f"no scored step in {study.folder}: the loss is taken at the steps that were scored")
-    width = max(1, round(WINDOW * int(scored["step"].max())))
-    logged = losses(study.folder)
+    logged = losses(study.folder).dropna(subset=["loss"])
+    if logged.empty:
+        raise UserError(f"no loss was logged in {study.folder}: nothing can be fitted to it")
+    width = max(1, round(WINDOW * int((logged if scored.empty else scored)["step"].max())))
+    scored = _at_windows(study, logged, width) if scored.empty else scored
     at = scored[["run", "step"]].merge(logged[["run", "step", "loss"]], on="run", suffixes=("", "_logged"))
     within = at[(at["step_logged"] <= at["step"]) & (at["step_logged"] > at["step"] - width)]
     mean = within.groupby(["run", "step"], sort=False)["loss"].mean()
@@ -52,3 +54,20 @@ def as_scores(study: StudyResults) -> StudyResults:
     return dataclasses.replace(
         study, table=rows.reset_index(drop=True), protocols={key: protocol}, floors={}, samples={}
     )
+
+
+def _at_windows(study: StudyResults, logged: Frame, width: int) -> Frame:
+    """A row for each run and each end of a window that its losses reach; counts that were logged with them stay."""
+    cells = pd.concat([study.waiting, study.table]).drop_duplicates("run").assign(status="done", reason=None)
+    last = logged.sort_values("step").drop_duplicates("run", keep="last").set_index("run")
+    counts = last.reindex(columns=["params", "gflops"]).dropna(axis=1, how="all").add_suffix("_logged")
+    ends = pd.DataFrame({"end": range(width, int(last["step"].max()) + 1, width)})
+    rows = cells.merge(ends, how="cross").assign(step=lambda rows: rows["end"]).join(counts, on="run")
+    rows = rows[rows["step"] <= rows["run"].map(last["step"])].drop(columns="end")
+    for name in counts.columns:
+        rows[name.removesuffix("_logged")] = rows[name].fillna(rows[name.removesuffix("_logged")])
+    share = (last["train_gflops"] / last["step"]).reindex(rows["run"]).to_numpy()
+    rows = rows.assign(
+        images_seen=rows["step"] * rows["batch_size"], train_gflops=rows["step"] * share, source=study.name
+    )
+    return rows.drop(columns=counts.columns).reset_index(drop=True)

@@ -1,24 +1,42 @@
 """Runs logged in Weights & Biases made into a study's folder, which every other verb reads.
 
-Each field of a run is looked for under the name given with `--map FIELD=COLUMN`, then under the usual ones of `USUAL`; `--set
-FIELD=VALUE` states one that was never logged. A run that this package logged carries its whole configuration, which is taken as it is.
-What a protocol leaves unsaid is None, as in the published rows.
+Each field of a run is looked for under the name given with `--map FIELD=COLUMN`, then under the usual ones of `analysis.wandb_fields`;
+`--set FIELD=VALUE` states one that was never logged. A run that this package logged carries its whole configuration, which is taken as it
+is. What a protocol leaves unsaid is None, as in the published rows. A loss that stops being finite is a failure with its step, never a
+number; what is not taken is said on standard error.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-import re
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from analysis.protocols import TRAINING_LOSS
+from analysis.wandb_fields import (
+    LOGGED,
+    PROTOCOL,
+    Fields,
+    how_to_tell,
+    lacking,
+    logged_counts,
+    not_finite,
+    number,
+    places,
+    real_number,
+    run_config,
+    whole_number,
+)
 from analysis.wandb_sources import FINISHED, LoggedRun, flat
-from dit.design.config import DATASETS, Evaluation, OptimConfig, RunConfig, digest, from_json, model_config
+from dit.design.config import Evaluation, RunConfig, digest
 from dit.design.flops import sampling_gflops
 from dit.design.metrics import ADM as SCORES
 from dit.design.metrics import column, of_column
@@ -36,57 +54,7 @@ from dit.store.study import (
     write_json,
 )
 
-USUAL: dict[str, tuple[str, ...]] = {
-    "step": ("step", "train/step", "global_step", "trainer/global_step", "train_steps", "_step"),
-    "loss": ("loss", "train/loss", "train_loss", "train loss", "Train Loss"),
-    "mse": ("mse", "train/mse"),
-    "vb": ("vb", "train/vb"),
-    "grad_norm": ("grad_norm", "train/grad_norm", "train/gradient_norm"),
-    "images_per_s": ("images_per_s",),
-    "fid": ("fid", "FID", "fid50k", "eval/fid", "val/fid", "eval/fid50k"),
-    "sfid": ("sfid", "sFID", "eval/sfid"),
-    "inception_score": ("inception_score", "is", "eval/inception_score", "eval/is"),
-    "precision": ("precision", "eval/precision"),
-    "recall": ("recall", "eval/recall"),
-    "block": ("block", "block_type", "model.block"),
-    "size": ("size", "model_size", "model.size"),
-    "patch_size": ("patch_size", "patch", "model.patch_size"),
-    "ladder": ("ladder", "model.ladder"),
-    "dataset": ("dataset", "data.name"),
-    "image_size": ("image_size", "data.image_size"),
-    "seed": ("seed", "global_seed"),
-    "batch_size": ("batch_size", "global_batch_size"),
-    "learning_rate": ("learning_rate", "lr", "optim.learning_rate"),
-}
-LOGGED = ("loss", "mse", "vb", "grad_norm", "images_per_s")
-PROTOCOL = ("num_samples", "sampler", "sampling_steps", "cfg_scale", "ema", "decoder", "reference", "sample_seed")
-CELL = ("block", "size", "patch_size", "ladder", "dataset", "image_size", "seed", "batch_size", "learning_rate")
-_MODEL_NAME = re.compile(r"DiT[-_ ]?(?P<size>XL|S|B|L)[-_/ ](?P<patch_size>\d+)")
-
-
-@dataclass(frozen=True)
-class Fields:
-    """Where each field is: under another name (`named`), or stated (`stated`, as text)."""
-
-    named: Mapping[str, str] = field(default_factory=dict)
-    stated: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        known = {*CELL, *PROTOCOL}
-        for name in self.stated:
-            if name not in known:
-                raise UserError(f"--set {name}: expected one of {', '.join([*CELL, *PROTOCOL])}")
-
-    def of(self, name: str, values: Mapping[str, Any]) -> Any:
-        """The field's value; None if there is none."""
-        if name in self.stated:
-            return _value(self.stated[name])
-        names = (self.named[name],) if name in self.named else (*USUAL.get(name, ()), name)
-        return next((values[one] for one in names if one in values), None)
-
-    def is_metric(self, name: str) -> bool:
-        """Whether a mapped name is one of a run's logged columns that has no name of its own here."""
-        return name not in (*CELL, *PROTOCOL, *SCORES, "step") and of_column(name) is None
+_FAILED = ("failed", "crashed", "killed", "preempting", "preempted")
 
 
 def import_runs(logged: Sequence[LoggedRun], fields: Fields, study: str, origin: str, out: Path) -> Study:
@@ -97,105 +65,133 @@ def import_runs(logged: Sequence[LoggedRun], fields: Fields, study: str, origin:
     """
     if out.exists():
         raise UserError(f"{out} is already there: choose another --out")
-    _check_named(logged, fields)
+    _scores_among.cache_clear()  # metrics of a user's own may have come since
+    _check_told(logged, fields)
+    histories = [_history(one, fields) for one in logged]
     runs: dict[str, LoggedRun] = {}
     configs: list[RunConfig] = []
-    for one in logged:
-        config = _config(one, fields)
+    for one, history in zip(logged, histories):
+        config = run_config(one, fields, max((step for step, _ in history.rows), default=0))
         if config.run in runs:
+            first = runs[config.run]
             raise UserError(
-                f"runs '{runs[config.run].name}' and '{one.name}' are both {config.run}: tell them apart with --map seed=COLUMN, "
-                "or leave one out with --only"
+                f"runs {first.label} and {one.label} of {first.source} and {one.source} are both {config.run}: tell them apart with "
+                "--map seed=COLUMN, or leave one out with --only"
             )
         runs[config.run] = one
         configs.append(config)
-    made = Study(study, f"Imported from wandb: {origin}.", tuple(configs))
+    made = Study(study, f"Imported from {origin}.", tuple(configs))
     with whole(out) as beside:
         save_study(beside, made)
-        for config, one in zip(configs, runs.values()):
-            _write_run(RunStore(beside, config), one, fields, study)
+        for config, one, history in zip(configs, logged, histories):
+            _write_run(RunStore(beside, config), one, history, fields, study)
     return made
 
 
-def _check_named(logged: Sequence[LoggedRun], fields: Fields) -> None:
+def _check_told(logged: Sequence[LoggedRun], fields: Fields) -> None:
+    """Check that every run tells what a row needs; all that is missing is named at once."""
     columns = list(dict.fromkeys(name for run in logged for name in run.columns()))
     settings = list(dict.fromkeys(name for run in logged for name in flat(run.config)))
     there = f"columns: {', '.join(columns) or 'none'}; configuration: {', '.join(settings) or 'none'}"
     for name, there_as in fields.named.items():
         if there_as not in columns and there_as not in settings:
             raise UserError(f"--map {name}={there_as}: no run has it; {there}")
-    if not any(
-        fields.of(name, row) is not None for run in logged for row in run.rows for name in _measured(row, fields)
-    ):
-        raise UserError(
-            f"no loss and no score is found: name one, as in --map loss=COLUMN or --map fid=COLUMN; {there}"
+    told = {
+        name
+        for run in logged
+        for row in run.rows
+        for name in _measured(row, fields)
+        if fields.of(name, row) is not None
+    }
+    trouble = [] if told else ["no loss and no score is found: name one, as in --map loss=COLUMN or --map fid=COLUMN"]
+    missing: dict[str, LoggedRun] = {}
+    for one in logged:
+        rows = [row for row in one.rows if _is_measured(row, fields)]
+        without = ["step"] if rows and _step_column(one, fields) is None else []
+        scored = any(
+            number(fields.of(name, row)) is not None for row in rows for name in _measured(row, fields)[len(LOGGED) :]
         )
+        if scored and not _protocols(one) and not one.config.get("evaluations"):
+            places = [flat(one.config), *rows]
+            without += ["num_samples"] * all(fields.of("num_samples", values) is None for values in places)
+        missing = {**dict.fromkeys([*without, *lacking(one, fields)], one), **missing}
+    if missing:
+        one = next(iter(missing.values()))
+        trouble.append(f"run {one.label} does not tell its {', '.join(missing)}: {how_to_tell(list(missing))}")
+    if trouble:
+        raise UserError("; ".join([*trouble, there]))
 
 
 def _measured(row: Mapping[str, Any], fields: Fields) -> list[str]:
     """Fields of a history row that may hold a loss or a score."""
-    own = [name for name in row if of_column(name)]
     mapped = [name for name in fields.named if fields.is_metric(name) or of_column(name)]
-    return list(dict.fromkeys([*LOGGED, *SCORES, *own, *mapped]))
+    return list(dict.fromkeys([*LOGGED, *SCORES, *_scores_among(tuple(row)), *mapped]))
 
 
-def _config(one: LoggedRun, fields: Fields) -> RunConfig:
-    """The configuration of a run: its own if this package logged it, else what the fields tell."""
-    steps = max((step for step, _ in _by_step(one, fields)), default=0)
-    if isinstance(one.config.get("model"), dict) and isinstance(one.config.get("data"), dict):
-        return from_json({name: value for name, value in one.config.items() if name != "protocols" and name[0] != "_"})
-    config = flat(one.config)
-    named = _MODEL_NAME.search(f"{config.get('model', '')} {one.name}")
-    config = {**(named.groupdict() if named else {}), **config}
-    values = {name: fields.of(name, config) for name in CELL}
-    if str(values["dataset"]) not in DATASETS and values["image_size"] is not None:
-        values["dataset"] = f"imagenet{_whole(one, 'image_size', values['image_size'])}"
-    for name in ("block", "size", "patch_size", "dataset", "batch_size"):
-        if values[name] is None:
-            raise UserError(
-                f"run '{one.name}' does not tell its {name}: give --map {name}=COLUMN or --set {name}=VALUE; its configuration "
-                f"has {', '.join(config) or 'nothing'}"
-            )
-    for name in ("block", "size", "dataset"):
-        if not isinstance(values[name], str):
-            raise UserError(f"run '{one.name}': {name} is {values[name]!r}, expected a name: see --map and --set")
-    if values["dataset"] not in DATASETS:
-        raise UserError(f"unknown dataset '{values['dataset']}': expected --set dataset={'|'.join(DATASETS)}")
-    data = DATASETS[values["dataset"]]
-    patch_size, batch_size, seed = (
-        _whole(one, name, values[name] or 0) for name in ("patch_size", "batch_size", "seed")
-    )
-    model = model_config(values["block"], str(values["size"]), patch_size, data, values["ladder"] or "dit")
-    rate = values["learning_rate"]
-    optim = OptimConfig() if rate is None else replace(OptimConfig(), learning_rate=_real(one, "learning_rate", rate))
-    return RunConfig(model, data, max(steps, 1), batch_size, seed, optim=optim)
+@functools.lru_cache(maxsize=1024)
+def _scores_among(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Those names under which scores stand; asked of every row, and rows have the same names."""
+    return tuple(name for name in names if of_column(name) or name == TRAINING_LOSS)
 
 
-def _write_run(store: RunStore, one: LoggedRun, fields: Fields, study: str) -> None:
+def _write_run(store: RunStore, one: LoggedRun, history: History, fields: Fields, study: str) -> None:
     """Metrics, scores and status of one run, and what wandb said of it."""
     store.create()
-    write_json(store.path / "imported.json", {"source": one.source, "name": one.name, "config": one.config})
-    rows = _by_step(one, fields)
+    told = {"source": one.source, "name": one.name, "id": one.id, "config": _as_json(one.config)}
+    counts = _counts(store.run, one, history, fields)
+    write_json(store.path / "imported.json", told)
     extra = [name for name in fields.named if fields.is_metric(name)]
     merged: dict[int, Row] = {}
-    for step, row in rows:
-        found = {name: _number(fields.of(name, row)) for name in dict.fromkeys([*LOGGED, *extra])}
+    for step, row in history.rows:
+        found = {name: number(fields.of(name, row)) for name in dict.fromkeys([*LOGGED, *extra])}
         merged.setdefault(step, {}).update({name: value for name, value in found.items() if value is not None})
     with closing(store.metrics_writer(1)) as metrics:
         for step in sorted(step for step, row in merged.items() if row):
-            metrics.write({"step": step, **merged[step], "train_gflops": step_columns(store.run, step)["train_gflops"]})
-    places: Counter[tuple[int, str]] = Counter()
-    for step, row in rows:
-        _write_scores(store, one, step, row, fields, study, places)
-    failed = one.state in ("failed", "crashed", "killed")
-    state = FAILED if failed else DONE if one.state == FINISHED else RUNNING
+            metrics.write(
+                {
+                    "step": step,
+                    **merged[step],
+                    **counts,
+                    "train_gflops": _progress(store.run, step, counts)["train_gflops"],
+                }
+            )
+    before: Counter[tuple[int, str]] = Counter()
+    for step, row in history.rows:
+        _write_scores(store, one, step, row, fields, study, before, counts)
+    reasons = [history.diverged[1]] if history.diverged else []
+    reasons += [f"{one.state} in wandb"] if one.state in _FAILED else []
+    step = history.diverged[0] if history.diverged else max((step for step, _ in history.rows), default=0)
+    state = FAILED if reasons else DONE if one.state == FINISHED else RUNNING
     store.set_status(
-        state,
-        step=max((step for step, _ in rows), default=0),
-        attempt=1,
-        metrics=metrics.end,
-        **({"reason": f"{one.state} in wandb"} if failed else {}),
+        state, step=step, attempt=1, metrics=metrics.end, **({"reason": "; ".join(reasons)} if reasons else {})
     )
+    for note in dict.fromkeys([*one.notes, *history.notes]):
+        print(f"run {one.label}: {note}", file=sys.stderr)
+
+
+def _as_json(value: Any) -> Any:
+    """The value with text for numbers that are not finite."""
+    if isinstance(value, dict):
+        return {str(name): _as_json(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_as_json(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _counts(run: RunConfig, one: LoggedRun, history: History, fields: Fields) -> Row:
+    """Parameters and Gflops as the run logged them, which its rows keep; where ours are others, that is said."""
+    found, ours = logged_counts(one, fields), cell_row(run, "")
+    for name, value in found.items():
+        if abs(value - ours[name]) > 0.005 * ours[name]:
+            history.notes.append(f"its own {name}, {value:.12g}, are kept; ours for this cell are {ours[name]:.12g}")
+    return found
+
+
+def _progress(run: RunConfig, step: int, counts: Row) -> Row:
+    """How far training is, its compute by the run's own Gflops where it logged them."""
+    ours = step_columns(run, step)
+    share = counts["gflops"] / cell_row(run, "")["gflops"] if "gflops" in counts else 1.0
+    return {**ours, "train_gflops": ours["train_gflops"] * share}
 
 
 def _write_scores(
@@ -205,38 +201,41 @@ def _write_scores(
     row: Mapping[str, Any],
     fields: Fields,
     study: str,
-    places: Counter[tuple[int, str]],
+    before: Counter[tuple[int, str]],
+    counts: Row,
 ) -> None:
     """The evaluation files of one history row, one for the metrics of each features: FID with the scores beside it, and others likewise.
 
     Args:
-        places: how many scores of that name and step came before; counted up here.
+        before: how many scores of that name and step came before; counted up here.
+        counts: parameters and Gflops that the run logged.
     """
-    families: dict[str, list[str]] = {"fid": list(SCORES)}
-    for name in dict.fromkeys((*row, *fields.named)):
+    families: dict[str, list[str]] = {"fid": list(SCORES), TRAINING_LOSS: [TRAINING_LOSS]}
+    for name in dict.fromkeys((*_scores_among(tuple(row)), *fields.named)):
         if (found := of_column(name)) and name not in SCORES:
             features = name.removeprefix(found.column_stem).removeprefix("_") if name != found.name else ""
             families.setdefault(column("fid", features), []).append(name)
     for metric, names in families.items():
-        scores = {name: _number(fields.of(name, row)) for name in names}
+        scores = {name: number(fields.of(name, row)) for name in names}
         scores = {name: value for name, value in scores.items() if value is not None}
         if not scores:
             continue
         declared = [e for e in store.run.evaluations if e.metric == metric and e.step == step]
-        evaluation = next(iter(declared[places[step, metric] :]), None)
-        places[step, metric] += 1
+        evaluation = next(iter(declared[before[step, metric] :]), None)
+        before[step, metric] += 1
         protocol = _protocol(one, row, fields, metric, evaluation)
-        steps, cfg_scale = protocol["sampling_steps"], protocol["cfg_scale"]
+        steps, cfg_scale = protocol.get("sampling_steps"), protocol.get("cfg_scale")
         value = {
             **cell_row(store.run, study),
-            **step_columns(store.run, step),
+            **counts,
+            **_progress(store.run, step, counts),
             "sampling_steps": steps,
             "nfe": steps,
             "sampling_gflops": sampling_gflops(store.run.model, steps, 1.0 if cfg_scale is None else cfg_scale)
             if steps
             else None,
             "cfg_scale": cfg_scale,
-            "num_samples": protocol["num_samples"],
+            "num_samples": protocol.get("num_samples"),
             **scores,
             "protocol": digest(protocol),
             "status": "done",
@@ -262,12 +261,12 @@ def _protocol(
         stated = {name: getattr(evaluation, name, None) if value is None else value for name, value in stated.items()}
     if stated["num_samples"] is None:
         raise UserError(
-            f"run '{one.name}' does not tell over how many samples its {metric} is: give --set num_samples=50000"
+            f"run {one.label} does not tell over how many samples its {metric} is: give --set num_samples=50000"
         )
     for name in ("num_samples", "sampling_steps", "sample_seed"):
-        stated[name] = None if stated[name] is None else _whole(one, name, stated[name])
+        stated[name] = None if stated[name] is None else whole_number(one, name, stated[name])
     if stated["cfg_scale"] is not None:
-        stated["cfg_scale"] = _real(one, "cfg_scale", stated["cfg_scale"])
+        stated["cfg_scale"] = real_number(one, "cfg_scale", stated["cfg_scale"])
     features = "inception" if metric == "fid" else metric.removeprefix("fd_")
     return {"features": features, "extractor_sha256": None, "reference_sha256": None, "cfg_channels": None, **stated}
 
@@ -278,57 +277,121 @@ def _protocols(one: LoggedRun) -> dict[str, dict[str, Any]]:
     try:
         known = json.loads(text) if isinstance(text, str) else None
     except ValueError as error:
-        raise UserError(f"run '{one.name}': its protocols are not JSON ({error}): export it again") from error
+        raise UserError(f"run {one.label}: its protocols are not JSON ({error}): export it again") from error
     return {key: value for key, value in known.items() if isinstance(value, dict)} if isinstance(known, dict) else {}
 
 
-def _by_step(one: LoggedRun, fields: Fields) -> list[tuple[int, dict[str, Any]]]:
-    """The rows that hold a loss or a score, each with its training step, which all of them must log under one name.
+@dataclass
+class History:
+    """Rows that hold a loss or a score, each with its training step; the step from which the loss is not finite to the end, and in what
+    words; and what should be said of the rest."""
 
-    wandb's own `_step` counts calls where a trainer logs its step beside it, so the two are never mixed.
+    rows: list[tuple[int, dict[str, Any]]]
+    diverged: tuple[int, str] | None
+    notes: list[str]
+
+
+def _is_measured(row: Mapping[str, Any], fields: Fields) -> bool:
+    """Whether a row holds a loss or a score, finite or not."""
+    return any(
+        number(value) is not None or not_finite(value)
+        for value in (fields.of(name, row) for name in _measured(row, fields))
+    )
+
+
+def _step_column(one: LoggedRun, fields: Fields) -> str | None:
+    """The column of a run's rows that says it is the training step.
+
+    wandb's own `_step` counts calls where a trainer logs its step beside it, so it is the last choice.
+
+    Raises:
+        UserError: if two say so and differ.
     """
-    there = one.columns()
-    usual = (fields.named["step"],) if "step" in fields.named else USUAL["step"]
-    column = next((name for name in usual if name in there), None)
-    found = []
+    there = tuple(one.columns())
+    if "step" in fields.named:
+        return fields.named["step"] if fields.named["step"] in there else None
+    column, *others = [*places("step", there), None]
+    for other in others:
+        differ = [
+            row
+            for row in one.rows
+            if other != "_step" and None not in (row.get(column), row.get(other)) and row[column] != row[other]
+        ]
+        if differ:
+            raise UserError(
+                f"run {one.label} logs {column} {differ[0][column]} beside {other} {differ[0][other]}: choose the training step with "
+                f"--map step={column} or --map step={other}"
+            )
+    return column
+
+
+def _history(one: LoggedRun, fields: Fields) -> History:
+    """The rows of a run that hold a loss or a score, by a step that all of them log under one name and that never goes back."""
+    column = _step_column(one, fields)
+    found: list[tuple[int, dict[str, Any]]] = []
     for row in one.rows:
-        if not any(_number(fields.of(name, row)) is not None for name in _measured(row, fields)):
+        if not _is_measured(row, fields):
             continue
         if column not in row:
             raise UserError(
-                f"a row of run '{one.name}' has no {column or 'step'}: give --map step=COLUMN; its columns are {', '.join(row)}"
+                f"a row of run {one.label} has no {column or 'step'}: give --map step=COLUMN; its columns are {', '.join(row)}"
             )
-        found.append((_whole(one, "step", row[column]), row))
-    return found
+        if (step := whole_number(one, "step", row[column])) < 0:
+            raise UserError(f"run {one.label}: step is {step}, expected 0 or more: give --map step=COLUMN")
+        found.append((step, row))
+    in_order = sorted(found, key=lambda item: item[1]["_step"] if isinstance(item[1].get("_step"), int) else 0)
+    if "step" not in fields.named and all("_step" in row for _, row in found):
+        for (before, _), (after, _) in pairwise(in_order):
+            if after < before:
+                raise UserError(
+                    f"run {one.label}: {column} goes back from {before} to {after}: if it counts within an epoch, name the training step "
+                    f"with --map step=COLUMN; if training was resumed there, give --map step={column}"
+                )
+    return History(found, *_divergence(one, found, fields))
 
 
-def _whole(one: LoggedRun, name: str, value: Any) -> int:
-    number = _real(one, name, value)
-    if number != int(number):
-        raise UserError(f"run '{one.name}': {name} is {value!r}, expected a whole number: see --map and --set")
-    return int(number)
+def _divergence(
+    one: LoggedRun, rows: list[tuple[int, dict[str, Any]]], fields: Fields
+) -> tuple[tuple[int, str] | None, list[str]]:
+    """Where the loss stopped being finite for good, and notes on other numbers that are not.
 
+    A table that pandas filled up has NaN where nothing was logged: such a row has a value in a column that is empty beside every loss.
+    """
+    beside = {
+        name
+        for _, row in rows
+        if number(fields.of("loss", row)) is not None
+        for name in row
+        if number(row[name]) is not None
+    }
 
-def _real(one: LoggedRun, name: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise UserError(f"run '{one.name}': {name} is {value!r}, expected a number: see --map and --set")
-    return number
+    def is_gap(row: Mapping[str, Any], value: Any) -> bool:
+        return (
+            isinstance(value, float)
+            and value != value
+            and any(number(row[name]) is not None for name in set(row) - beside)
+        )
 
+    def is_beside_another(row: Mapping[str, Any], value: Any) -> bool:
+        return value != value and any(number(fields.of(name, row)) is not None for name in _measured(row, fields))
 
-def _number(value: Any) -> float | int | None:
-    """A finite number as it is; None for anything else (wandb logs pictures and tables too)."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return value
-
-
-def _value(text: str) -> Any:
-    """A stated value: number, true or false, or text."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    notes: list[str] = []
+    losses = [(step, fields.of("loss", row), row) for step, row in rows]
+    bad = [(step, value) for step, value, row in losses if not_finite(value) and not (beside and is_gap(row, value))]
+    last = max((step for step, value, _ in losses if number(value) is not None), default=-1)
+    after = sorted((step, f"{float(value)}") for step, value in bad if step > last)
+    if before := [step for step, _ in bad if step <= last]:
+        notes.append(
+            f"its loss is not finite at {len(before)} step(s), the first {min(before)}, and finite again later: those are left out"
+        )
+    for name in dict.fromkeys(name for _, row in rows for name in _measured(row, fields)[len(LOGGED) :]):
+        values = [(step, fields.of(name, row), row) for step, row in rows]
+        wrong = [step for step, value, row in values if not_finite(value) and not is_beside_another(row, value)]
+        if wrong:
+            notes.append(f"{name} is not finite at step {', '.join(map(str, wrong))}: left out")
+    if not after:
+        return None, notes
+    return (
+        after[0][0],
+        f"not finite at step {after[0][0]}: loss {after[0][1]}; logged to step {max(step for step, _ in rows)}",
+    ), notes

@@ -37,7 +37,7 @@ def load_prices(path: Path | None = None) -> dict[str, Price]:
     name = path or "sweeps/prices.toml"
     try:
         entries = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"{name} is not TOML ({error}): correct it, or start again from sweeps/prices.toml") from error
     return {kind: _price(f"{name} [{kind}]", entry) for kind, entry in entries.items()}
 

@@ -110,8 +110,11 @@ def _sampled(study: StudyResults) -> Scores:
 
 
 def _images(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    with np.load(path) as file:
-        return file["images"], file["labels"]
+    found = read_arrays(path, ("images", "labels"))
+    images, labels = (found.get(name, np.empty(0)) for name in ("images", "labels"))
+    if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+        raise UserError(f"{path} holds no samples with their labels: delete it, or restore it from a copy")
+    return images, labels
 
 
 def _sheet(

@@ -121,7 +121,10 @@ class Form:
         """
         natural = np.array(theta, dtype=float)
         if self.name == "power":
-            natural[:, 0] = scale * np.exp(theta[:, 0] + theta[:, 1] * centers[0])
+            with np.errstate(
+                over="ignore"
+            ):  # three cells hardly hold a slope: the score at v = 1 of a replicate may be infinite
+                natural[:, 0] = scale * np.exp(theta[:, 0] + theta[:, 1] * centers[0])
         elif self.additive:
             terms, first = len(self.variables), int(self.irreducible)
             exponent = theta[:, first + terms : first + 2 * terms]

@@ -31,12 +31,14 @@ VERBS = {
     "results": "query the results table of a study, or of the paper",
     "sql": "ask a study in SQL",
     "compare": "hold a study's scores against the published ones, or against another study's",
+    "expect": "name the loss and FID that public logs and tables lead one to expect",
     "fit": "fit scaling laws to a study, or to the paper: intervals, forward validation, frontier",
     "forecast": "freeze a dated forecast before a cell is trained, and score it afterwards",
     "advise": "name the cells that cannot reach the frontier, and the next run that narrows a forecast most",
     "figures": "draw the figures of a study, or of the published numbers; verify that they are up to date",
     "report": "write a study as one self-contained HTML page",
     "import-wandb": "read runs logged in Weights & Biases into a study's folder",
+    "import-log": "read the text logs of DiT's trainer and its descendants into a study's folder",
     "export wandb": "replay a study into Weights & Biases",
     "import": "read official DiT weights into a checkpoint",
     "export": "write a checkpoint under the official names",
@@ -49,6 +51,7 @@ VERBS = {
 
 MODULES = {
     "import-wandb": "import_wandb",
+    "import-log": "import_log",
     "export wandb": "export_wandb",
     "import": "import_weights",
     "export": "export_weights",

@@ -2,10 +2,12 @@
 
     dit compare runs/paper
     dit compare runs/wide runs/narrow --ignore sample_seed --format markdown
+    dit compare runs/paper --with field
 
 Two scores get a difference only where cell, step and protocol agree; otherwise the row names what differs (first the study's, then the
 other's). A gap inside the noise of retraining is not significant: the seeds' own spread where a cell has two or more, else 1.3 % for
-each single run, as a 95 % interval of the difference (docs/results.md).
+each single run, as a 95 % interval of the difference (docs/results.md). With the field, each cell stands beside every implementation that
+published it, the nearest protocol first, and the noise is the 5 % by which implementations stray, whatever the seeds say (docs/field.md).
 """
 
 from __future__ import annotations
@@ -21,12 +23,13 @@ from dit.errors import UserError
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add = parser.add_argument
-    add("study", metavar="DIR", help="a study's folder")
-    add("other", metavar="OTHER", nargs="?", default="paper", help="another study's (default: the published numbers)")
+    add("study", metavar="DIR", help="a study's folder, or 'paper'")
+    add("other", metavar="OTHER", nargs="?", help="another study's, 'paper' (default) or 'field'")
+    add("--with", metavar="OTHER", dest="beside", help="the same as OTHER")
     add("--where", metavar="EXPR", help="rows of DIR to compare, like \"block == 'adaln_zero'\"")
     add("--ignore", metavar="PART,...", default="", help="give a difference although these parts differ")
     add("--every-step", action="store_true", help="at every step that both have, not the last alone")
-    add("--noise", type=float, metavar="PERCENT", default=1.3, help="spread of a single training (default 1.3)")
+    add("--noise", type=float, metavar="PERCENT", help="spread of a single training (default 1.3; of the field 5)")
     add("--format", choices=(*FORMATS, PARQUET), help="(default: as --out ends, or table)")
     add("--out", type=Path, metavar="FILE", help="write there: .csv, .json, .md, .tex, .txt or .parquet")
     add("--json", action="store_const", const="json", dest="format", help="same as --format json")
@@ -34,15 +37,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the comparison to standard output, and a summary to standard error."""
-    from analysis.compare import COLUMNS, Noise, compare
+    from analysis.compare import COLUMNS, COV, IMPLEMENTATIONS, Noise, compare
     from analysis.results import collect
 
     style = style_of(args.format, args.out)
-    if not 0 < args.noise < 100:
+    if args.noise is not None and not 0 < args.noise < 100:
         raise UserError(f"--noise {args.noise:g}: expected a percentage above 0 and below 100")
+    if args.other and args.beside:
+        raise UserError(f"{args.other} and --with {args.beside} are two others: give one")
+    other = args.other or args.beside or "paper"
+    between = other == "field"
+    cov = (IMPLEMENTATIONS if between else COV) if args.noise is None else args.noise / 100
     ignore = [part.strip() for part in args.ignore.split(",") if part.strip()]
-    first, second = collect(args.study).where(args.where), collect(args.other)
-    found = compare(first, second, ignore, args.every_step, Noise(cov=args.noise / 100))
+    first, second = collect(args.study).where(args.where), collect(other)
+    found = compare(first, second, ignore, args.every_step, Noise(cov, between=between))
     columns = list(COLUMNS)
     if style not in ("csv", "json", PARQUET):
         shown = {name for row in found.rows for name, value in row.items() if value is not None}

@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
         return _fit_table(args)
     if args.map or args.by or args.form:
         raise UserError(f"--map, --by and --form are for a table (.csv, .parquet): {args.source} is a study")
-    study = replace(collect(args.source), with_young_averages=args.with_young_averages).where(args.where)
+    study = collect(args.source, unscored=args.of == "training_loss")
+    study = replace(study, with_young_averages=args.with_young_averages).where(args.where)
     if args.of == "training_loss":
         from analysis.training_loss import as_scores
 

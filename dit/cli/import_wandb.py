@@ -3,8 +3,9 @@
     dit import-wandb my-team/dit --out runs/imported
     dit import-wandb exported/ --out runs/imported --map fid=eval/fid50k --set block=adaln_zero num_samples=50000
 
-Reads ENTITY/PROJECT through wandb's API (whole histories), or files and folders exported from it: histories as CSV, JSON or JSON lines, a
-chart's CSV, a project's table. Usual names are found by themselves (loss, train/loss, eval/fid, DiT-XL/2, ...); docs/results.md lists them.
+Reads ENTITY/PROJECT through wandb's API (whole histories), files and folders exported from it (histories as CSV, JSON or JSON lines, a
+chart's CSV, a project's table), or what it wrote beside a run (wandb/offline-run-*). Usual names are found by themselves (loss, train/loss,
+eval/fid, DiT-XL/2, cfg.model.depth, ...); docs/results.md lists them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--study", metavar="NAME", help="name of the study (default: that of DIR)")
     add("--map", nargs="+", action="extend", default=[], metavar="FIELD=COLUMN", help="where a field is logged")
     add("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="a field that was not logged")
-    add("--only", metavar="REGEX", help="runs whose name this is found in")
+    add("--only", metavar="REGEX", help="runs whose name or id this is found in")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,11 +46,11 @@ def run(args: argparse.Namespace) -> int:
         logged = read_files([Path(one) for one in args.source])
     if args.only is not None:
         try:
-            logged = [one for one in logged if re.search(args.only, one.name)]
+            logged = [one for one in logged if re.search(args.only, one.name) or re.search(args.only, one.id)]
         except re.error as error:
             raise UserError(f"--only {args.only!r} is no regular expression: {error}") from error
         if not logged:
-            raise UserError(f"--only {args.only!r}: no run's name has it")
-    study = import_runs(logged, fields, args.study or args.out.name, ", ".join(args.source), args.out)
+            raise UserError(f"--only {args.only!r}: no run's name or id has it")
+    study = import_runs(logged, fields, args.study or args.out.name, f"wandb: {', '.join(args.source)}", args.out)
     print(f"{args.out}: {len(study.runs)} run{'s' * (len(study.runs) > 1)} of study {study.name}")
     return 0

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from analysis.frames import Frame
     from analysis.results import StudyResults
 
-_HIDDEN = ("run", "recipe", "study", "tokens", "images_seen", "nfe", "sampling_gflops", "source")
+_HIDDEN = ("run", "recipe", "study", "tokens", "images_seen", "nfe", "sampling_gflops")
 """Columns that a table for reading leaves out unless asked."""
-_HIDDEN_WHERE_EQUAL = ("image_size", "batch_size")
+_HIDDEN_WHERE_EQUAL = ("image_size", "batch_size", "source")
 """And these, where all rows have the same."""
 
 
@@ -31,8 +31,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
         "source",
-        metavar="DIR|paper|baselines",
-        help="a study's folder; 'paper' or 'baselines' for the published numbers",
+        metavar="DIR|paper|baselines|field",
+        help="a study's folder; 'paper', 'baselines' or 'field' for published numbers",
     )
     parser.add_argument(
         "--where", metavar="EXPR", help="rows to show, like \"block == 'adaln_zero' and patch_size == 2\""

@@ -16,7 +16,9 @@ from analysis.tables import FORMATS, PARQUET, deliver, style_of
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("source", metavar="DIR|paper|baselines", help="a study's folder, or the published numbers")
+    parser.add_argument(
+        "source", metavar="DIR|paper|baselines|field", help="a study's folder, or the published numbers"
+    )
     parser.add_argument("query", metavar="QUERY", help="one SELECT")
     parser.add_argument("--format", choices=(*FORMATS, PARQUET), help="(default: as --out ends, or table)")
     parser.add_argument(

@@ -24,11 +24,10 @@ from jaxtyping import UInt8
 from dit.data.images import IMAGE_SUFFIXES, BrokenImage, find_files, open_rgb, say
 from dit.data.shards import MANIFEST
 from dit.errors import UserError
+from dit.store.arrays import read_arrays, read_header, reading
 
 MOST_PIXELS = 2**24
 """Of one image to score."""
-MOST_BYTES = 2**30
-"""Of the statistics in a file."""
 ARRAYS = ("arr_0", "images")
 """Names under which an `.npz` may hold its images."""
 
@@ -200,64 +199,9 @@ def open_images(source: str, channels: int) -> ImageSet:
     )
 
 
-def read_arrays(path: Path, names: Collection[str] | None = None, limit: int = MOST_BYTES) -> dict[str, np.ndarray]:
-    """Those arrays of an `.npz` that are wanted and there, once what they declare is what the file has room for.
-
-    Raises:
-        UserError: for a file that is not whole, objects, or more than `limit` bytes in all.
-    """
-    with reading(path), zipfile.ZipFile(path) as archive:
-        wanted = {
-            info.filename.removesuffix(".npy"): info
-            for info in archive.infolist()
-            if info.filename.endswith(".npy") and (names is None or info.filename.removesuffix(".npy") in names)
-        }
-        total = sum(info.file_size for info in wanted.values())
-        if total > limit:
-            raise UserError(f"{path} declares {total:,} bytes of {', '.join(wanted)}: expected no more than {limit:,}")
-        arrays = {}
-        for name, info in wanted.items():
-            with archive.open(info) as file:
-                shape, _, dtype = _any_header(file, path)
-                if dtype.hasobject or not 0 <= info.file_size - math.prod(shape) * dtype.itemsize <= 2**16:
-                    raise UserError(
-                        f"{path}: '{name}' holds {dtype} of shape {shape} in {info.file_size:,} bytes: write it again"
-                    )
-            with archive.open(info) as file:
-                arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
-        return arrays
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """What a damaged archive raises, as one line."""
-    try:
-        yield
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise UserError(
-            f"{path} is not a whole .npz file ({error}): it may be cut short, copy or write it again"
-        ) from error
-    except (NotImplementedError, RuntimeError) as error:  # another way of compressing, or encrypted
-        raise UserError(f"{path} cannot be unpacked ({error}): write it again with numpy.savez") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _any_header(file: Any, path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, Fortran order and dtype that an `.npy` stream declares; leaves the stream at the first value."""
-    try:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return read(file)
-    except ValueError as error:
-        raise UserError(
-            f"{path} holds an array that cannot be read ({error}): write it again with numpy.savez"
-        ) from error
-
-
 def _header(file: Any, path: Path) -> tuple[int, ...]:
     """The shape that an `.npy` stream declares, once it is what images are; leaves the stream at the first image."""
-    shape, fortran, dtype = _any_header(file, path)
+    shape, fortran, dtype = read_header(file, path)
     if dtype != np.uint8 or len(shape) != 4 or fortran or 0 in shape[1:]:
         raise UserError(
             f"{path} holds {dtype} of shape {shape}: expected uint8 (number, height, width, channels) in C order"

@@ -80,7 +80,11 @@ def open_rgb(path: str | Path) -> Image.Image:
     try:
         if not Path(path).is_file() and Path(path).exists():
             raise BrokenImage("not a regular file")
-        with Image.open(path) as image:
+        with open_regular(Path(path)) as file:
+            data = file.read(_MOST_BYTES + 1)  # whole, since a decoder reads as many bytes as a file says it has
+        if len(data) > _MOST_BYTES:
+            raise BrokenImage(f"more than {_MOST_BYTES:,} bytes: too large to be one image")
+        with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > _MOST_PIXELS:
                 raise BrokenImage(
                     f"{image.width}x{image.height} pixels, more than {_MOST_PIXELS:,}: too large to be one image"

@@ -212,8 +212,8 @@ def parse_manifest(text: str, source: str) -> Manifest:
     raw = _parse(text, source)
     try:
         manifest = Manifest(_settings(raw["settings"], source), tuple(_shard(shard, source) for shard in raw["shards"]))
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{source} is not a manifest of latents ({error!r}); encode the images again") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{source} is not a manifest of latents ({error!r:.200}); encode the images again") from error
     if len(manifest.shards) != manifest.settings.num_shards or not manifest.records:
         raise UserError(f"{source} lists {len(manifest.shards)} shards; expected {manifest.settings.num_shards}")
     return manifest
@@ -222,7 +222,7 @@ def parse_manifest(text: str, source: str) -> Manifest:
 def _parse(text: str, source: str) -> dict[str, Any]:
     try:
         raw = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{source} is damaged ({error}); copy or encode it again") from error
     if not isinstance(raw, dict):
         raise UserError(f"{source} is not a manifest of latents; expected what `dit encode` writes")
@@ -230,20 +230,24 @@ def _parse(text: str, source: str) -> dict[str, Any]:
 
 
 def _settings(raw: dict[str, Any], source: str) -> Settings:
-    if raw.get("format") != FORMAT:
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise UserError(
-            f"{source} has format {raw.get('format')!r}; this version reads {FORMAT}: encode the images again"
+            f"{source} is of format {raw.get('format') if isinstance(raw, dict) else raw!r:.80}; this version reads {FORMAT}: encode the images again"
         )
     try:
         return Settings(**{**raw, "classes": tuple(raw["classes"])})
-    except (KeyError, TypeError, UserError) as error:
+    except (KeyError, TypeError, ValueError, UserError) as error:
         what = error if isinstance(error, UserError) else repr(error)
         raise UserError(f"{source} is not a manifest of latents ({what}); encode the images again") from error
 
 
 def _shard(raw: dict[str, Any], source: object = "a note") -> Shard:
     safe_component(raw["name"], source)
-    return Shard(**{**raw, "broken": tuple((path, reason) for path, reason in raw["broken"])})
+    shard = Shard(**{**raw, "broken": tuple((path, reason) for path, reason in raw["broken"])})
+    counts = (shard.records, shard.num_bytes)
+    if any(type(count) is not int or count < 0 for count in counts) or not isinstance(shard.sha256, str):
+        raise TypeError(f"shard {shard.name} has records, bytes and sha256 {counts} and {shard.sha256!r:.80}")
+    return shard
 
 
 def open_latents(path: str | Path, *, verify: bool = True, cache: str | Path | None = None) -> tuple[Path, Manifest]:
@@ -264,7 +268,7 @@ def open_latents(path: str | Path, *, verify: bool = True, cache: str | Path | N
         if isinstance(remote, LocalFileSystem):
             open_regular(Path(root) / MANIFEST).close()
         text: Any = remote.cat_file(f"{root}/{MANIFEST}")
-        manifest = parse_manifest(text.decode(), f"{path}/{MANIFEST}")
+        manifest = parse_manifest(text.decode(errors="replace"), f"{path}/{MANIFEST}")
     except OSError as error:
         raise UserError(
             f"no latents at {path}: {MANIFEST} cannot be read ({error}); make them with `dit encode`, to its end"

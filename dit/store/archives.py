@@ -75,6 +75,11 @@ def unpacked(archive: Path) -> Path:
 
 def _extract(archive: Path, content: bytes, folder: Path) -> None:
     files = size = 0
+    with lzma.open(io.BytesIO(content)) as stream:  # to its end first, where the checksum is
+        while chunk := stream.read(2**20):
+            if (size := size + len(chunk)) > MOST_BYTES + 2048 * MOST_FILES:
+                raise UserError(f"{archive} unpacks to more than {MOST_BYTES >> 20} MiB: not a study's rows")
+    size = 0
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:xz") as members:
         for member in members:
             files, size = files + 1, size + member.size

@@ -52,11 +52,11 @@ def read(folder: Path) -> Manifest:
     """
     try:
         manifest = json.loads(read_bytes(folder / NAME))
-        recorded = manifest.pop("digest")
+        recorded, now = manifest.pop("digest"), digest(manifest)
         version, found = manifest["schema_version"], Manifest(manifest["identity"], manifest["step"], manifest["files"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Corrupt(f"unreadable manifest ({type(error).__name__}: {error})") from error
-    if digest(manifest) != recorded:
+    if now != recorded:
         raise Corrupt(f"{NAME} has changed since it was written")
     if version > SCHEMA_VERSION:
         raise UserError(

@@ -108,6 +108,8 @@ def _number(path: Path, raw: dict[str, Any], field: str, default: float) -> floa
 
 def _attention(path: Path, raw: dict[str, Any], field: str, plain: str, blocks: int) -> tuple[bool, ...]:
     kinds = raw.get(field, [plain] * blocks)
+    if not isinstance(kinds, list):
+        raise UserError(f"{path}: {field} is {kinds!r:.80}, expected a list of {blocks} names")
     wrong = next((kind for kind in kinds if kind not in (plain, f"Attn{plain}")), None)
     if wrong is not None:
         raise UserError(f"{path}: {field} {wrong!r} is not known; expected '{plain}' or 'Attn{plain}'")

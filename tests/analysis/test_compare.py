@@ -173,7 +173,7 @@ def test_the_command_prints_the_table_and_what_to_know_beside_it(tmp_path, capsy
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--ignore", "colour"], "--ignore colour: no such part; expected some of batch_size"),
+        (["--ignore", "colour"], "--ignore colour: no such part; expected some of autoguidance, batch_size"),
         (["baselines"], "no cell of 'again' is in 'baselines'"),
         (["--noise", "0"], "--noise 0: expected a percentage"),
         (["nowhere"], "no folder nowhere"),

@@ -165,8 +165,9 @@ def test_exported_files_of_every_kind_are_read_and_merged_by_name(tmp_path):
     ]
     table = collect(out).table
     assert table[["size", "step", "fid", "status"]].dropna().values.tolist() == [["L", 60, 12.5, "done"]]
-    assert table.query("status == 'failed'")[["size", "seed", "reason"]].values.tolist() == [
-        ["S", 1, "crashed in wandb"]
+    assert table.query("status == 'failed'")[["size", "seed", "step", "reason"]].values.tolist() == [
+        ["B", 0, 40, "not finite at step 40: loss nan; logged to step 40"],
+        ["S", 1, 20, "crashed in wandb"],
     ]
 
 
@@ -192,25 +193,31 @@ def test_an_imported_study_is_read_by_the_other_verbs(tmp_path, capsys, monkeypa
     assert (row["verdict"], row["differs"]) == ("not comparable", "step 200 and 400000")
 
 
+TELLS_NO_CELL = "does not tell its block, size, patch_size, dataset, batch_size: "
+
+
 @pytest.mark.parametrize(
     ("rows", "config", "options", "message"),
     [
         ([{"step": 1, "cost": 2.0}], {}, [], "no loss and no score is found: name one, as in --map loss=COLUMN"),
         ([{"step": 1, "cost": 2.0}], {"depth": 3}, ["--map", "loss=price"], "no run has it; columns: step, cost; configuration: depth"),
-        ([{"step": 1, "loss": 2.0}], {"depth": 3}, [], "give --map block=COLUMN or --set block=VALUE; its configuration has depth"),
-        ([{"loss": 2.0}], {}, [], "a row of run 'run' has no step: give --map step=COLUMN; its columns are loss"),
-        ([{"step": 1.5, "loss": 2.0}], {}, [], "step is 1.5, expected a whole number"),
-        ([{"_step": 1, "train/step": 100, "loss": 2}, {"_step": 2, "fid": 9}], {}, ["CELL"], "has no train/step: give --map step=COLUMN"),
-        ([{"step": "late", "loss": 2.0}], {}, [], "step is 'late', expected a number"),
+        ([{"step": 1, "loss": 2.0}], {"mlp": 3}, [], TELLS_NO_CELL + "give --map block=COLUMN"),
+        ([{"fid": 2.0}], {}, [], "not tell its step, num_samples, block, size, patch_size"),
+        ([{"cost": 2.0}], {}, [], "--map fid=COLUMN; run 'run' " + TELLS_NO_CELL),
+        ([{"loss": 2.0}], {}, ["CELL"], "does not tell its step: give --map step=COLUMN where they are logged; columns: loss"),
+        ([{"loss": 1.0, "step": 1}, {"loss": 2.0}], {}, ["CELL"], "a row of run 'run' has no step: give --map step=COLUMN"),
+        ([{"step": 1.5, "loss": 2.0}], {}, ["CELL"], "step is 1.5, expected a whole number"),
+        ([{"_step": 1, "train/step": 9, "loss": 2}, {"_step": 2, "fid": 9}], {}, ["CELL", "num_samples=9"], "has no train/step: give"),
+        ([{"step": "late", "loss": 2.0}], {}, ["CELL"], "step is 'late', expected a number"),
         ([{"step": 1, "loss": 2.0}], {"lr": "cosine"}, ["CELL"], "learning_rate is 'cosine', expected a number"),
-        ([{"step": 1, "fid": 2.0}], {}, ["CELL"], "does not tell over how many samples its fid is: give --set num_samples=50000"),
+        ([{"step": 1, "fid": 2.0}], {}, ["CELL"], "give --map num_samples=COLUMN where they are logged, or --set num_samples=50000"),
         ([{"step": 1, "loss": 2.0}], {}, ["CELL", "block=mamba"], "unknown block 'mamba'"),
         ([{"step": 1, "loss": 2.0}], {"size": [1]}, ["CELL", "size=[1]"], "size is [1], expected a name"),
         ([{"step": 1, "fid": 2.0}], {"protocols": "{"}, ["CELL", "num_samples=10"], "its protocols are not JSON"),
         ([{"step": 1, "loss": 2.0}], {}, ["CELL", "dataset=cifar"], "unknown dataset 'cifar'"),
         ([{"step": 1, "loss": 2.0}], {}, ["--set", "colour=red"], "--set colour: expected one of block"),
         ([{"step": 1, "loss": 2.0}], {}, ["--map", "loss"], "--map loss: expected FIELD=..., as in --map loss=train/loss"),
-        ([{"step": 1, "loss": 2.0}], {}, ["--only", "other"], "--only 'other': no run's name has it"),
+        ([{"step": 1, "loss": 2.0}], {}, ["--only", "other"], "--only 'other': no run's name or id has it"),
         ([{"step": 1, "loss": 2.0}], {}, ["--only", "("], "is no regular expression"),
     ],
 )  # fmt: skip
@@ -253,7 +260,8 @@ def test_files_that_are_no_exports_are_one_line(tmp_path, capsys, name, text, me
 def test_two_runs_of_one_cell_and_an_existing_folder_are_refused(tmp_path, capsys):
     twice = read_project("a/b", FakeApi([foreign("DiT-XL/2 first"), foreign("DiT-XL/2 second")]))
     with pytest.raises(
-        UserError, match=r"first' and 'DiT-XL/2 second' are both adaln_zero-XL-2-s0-.*--map seed=COLUMN"
+        UserError,
+        match=r"first' .abc. and 'DiT-XL/2 second' .abc. of .* are both adaln_zero-XL-2-s0-.*--map seed=COLUMN",
     ):
         import_runs(twice, Fields({}, STATED), "x", "a/b", tmp_path / "out")
     assert not any(tmp_path.iterdir())
