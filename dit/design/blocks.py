@@ -69,9 +69,9 @@ class Block(Part):
         its = [one for one in models if (one.block, getattr(one, "block_source", "")) == (self.name, self.source)]
         told = {name: value for name, value in super().as_data().items() if name not in ("make", "count")}
         counts = {_key(one): _as_lists(self.count(one, self.tokens(one))) for one in its if self.count}
-        for one in (size for model in its for size in _ladder(model) if self.count and _key(size) not in counts):
+        for one in (size for model in its for size in _ladder(model) if _key(size) not in counts):
             with contextlib.suppress(Exception):  # the user's code, of a model that the study does not have
-                counts[_key(one)] = _as_lists(self.count(one, self.tokens(one)))
+                counts |= {_key(one): _as_lists(self.count(one, self.tokens(one)))} if self.count else {}
         return told | {"counts": counts}
 
     @classmethod

@@ -16,7 +16,7 @@ from dit.errors import UserError
 from dit.runs import run as product
 from dit.score.metrics.inception_score import inception_score
 from dit.score.scoring import scorer
-from dit.store.study import RunStore, read_json
+from dit.store.study import RunStore, read_evaluation
 
 ALL = ("fid", "sfid", "is", "precision", "recall", "kid")
 assert compiled_once  # the fixture of that file, for this one too
@@ -161,7 +161,7 @@ def test_a_record_that_cannot_be_is_refused(make, said):
 def test_scores_under_another_protocol_are_not_mixed(plain, tmp_path):
     run = run_of(metrics=("kid", "fid_infinity", "recall", "is", "sfid", "precision"))
     path = RunStore(plain, run).evaluation_path(run.evaluations[0])
-    value = read_json(path, 2)
+    value = read_evaluation(path)
     path.write_text(json.dumps({**value, "protocol": {**value["protocol"], "reference_sha256": "0"}}))
     assert finish(plain, run) == "failed"
     assert "was scored under another protocol (reference_sha256)" in RunStore(plain, run).status()["reason"]
