@@ -26,7 +26,7 @@ from dit.errors import UserError
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _PIECE = re.compile(
-    r"\(step=(\d+)\)[ :,]*(?:Train )?Loss: *([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))(,?)", re.IGNORECASE
+    r"\(step=(\d{1,12})\)[ :,]*(?:Train )?Loss: *([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))(,?)", re.IGNORECASE
 )
 _RATE = re.compile(r"Steps/Sec: *(\d+\.\d+)")
 _MODEL = re.compile(r"[A-Za-z]+[-_](?P<size>XL|S|B|L)[-_/](?P<patch_size>\d+)(?!\d|x\d)", re.IGNORECASE)
@@ -34,6 +34,7 @@ _FEWEST = 5
 """Logged values that a mean needs; a short log is scored at its last step by what there is."""
 _PROTOCOL = {"features": TRAINING_LOSS, "window_steps": None}
 _KEY = digest(_PROTOCOL)
+_SUFFIXES = (".txt", ".log")
 GROUPS = ("block", "size", "patch_size", "batch_size", "learning_rate", "seed", "ladder", "dataset")
 """What a pattern may tell of a cell."""
 DEFAULTS = {"block": "adaln_zero", "dataset": "imagenet256", "batch_size": 256, "learning_rate": 1e-4, "seed": 0}
@@ -52,7 +53,11 @@ def read_logs(source: Path, pattern: str | None, stated: Mapping[str, Any]) -> l
     Raises:
         UserError: for a path without a log, a log without a step, a cell that is not told, or two logs of one cell and seed.
     """
-    files = [source] if source.is_file() else sorted(one for one in source.rglob("*") if one.suffix in (".txt", ".log"))
+    files = (
+        [source]
+        if source.is_file()
+        else sorted(one for one in source.rglob("*") if one.suffix in _SUFFIXES and one.is_file())
+    )
     if not files:
         raise UserError(f"no log in {source}: expected a text log of DiT's trainer, or a folder of *.txt or *.log")
     expression = _expression(pattern)
@@ -106,9 +111,12 @@ def _cell(name: str, expression: re.Pattern[str] | None, stated: Mapping[str, An
     told["size"] = str(told["size"]).upper() if str(told["size"]).upper() in _SIZES else told["size"]
     for key, kind in (("patch_size", int), ("batch_size", int), ("seed", int), ("learning_rate", float)):
         try:
-            told[key] = kind(told[key])
-        except ValueError as error:
-            raise UserError(f"log {name}: {key} is {told[key]!r}, expected a number: see --pattern") from error
+            number = kind(told[key])
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise UserError(f"log {name}: {key} is {told[key]!r}, expected a number: see --pattern")
+        told[key] = number
     return told
 
 
@@ -118,8 +126,9 @@ class _Log:
     def __init__(self, name: str, text: str):
         self.name = name
         self.rows: list[tuple[int, float, float | None]] = []
-        self.cut = 0
-        pieces = [piece for piece in re.split(r"(?=\(step=)", _COLOUR.sub("", text)) if piece.startswith("(step=")]
+        text = _COLOUR.sub("", text)
+        self.cut = len(re.findall(r"\] \((?:s|st|ste|step)?$", text, re.MULTILINE))
+        pieces = [piece for piece in re.split(r"(?=\(step=)", text) if piece.startswith("(step=")]
         matches = [(_PIECE.match(piece), piece) for piece in pieces]
         decimals = Counter(len(one[2].partition(".")[2]) for one, _ in matches if one)
         usual = decimals.most_common(1)[0][0] if decimals else 0

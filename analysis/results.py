@@ -190,11 +190,11 @@ def _table(table: Frame) -> Frame:
 
 
 def _published(source: str) -> StudyResults:
-    rows, protocols = (made() for made in PUBLISHED[source])
+    rows, protocols = PUBLISHED[source]
     return StudyResults(
         name=source,
-        table=_table(frame(rows)),
-        protocols=protocols,
+        table=_table(frame(rows())),
+        protocols=protocols(),
         floors={},
         identities={},
         recipes={},

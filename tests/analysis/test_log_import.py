@@ -1,4 +1,4 @@
-"""Text logs of DiT's trainer: what a study's folder holds of them, resumed, diverged, cut off, coloured, and one line for what cannot be."""
+"""Text logs of DiT's trainer: what a study's folder holds of them, resumed, diverged, cut off, coloured; one line for what cannot be."""
 
 import json
 import math
@@ -64,6 +64,7 @@ def test_a_score_is_the_mean_of_the_last_tenth_of_the_steps_at_steps_that_runs_s
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_colours_and_line_ends_do_not_matter(tmp_path, capsys, end):
     coloured = [line.replace("[", "[\x1b[34m", 1).replace("]", "\x1b[0m]", 1) for line in lines(LOSS)]
+    coloured = [re.sub(r"Loss: (\S+),", "Loss: \x1b[1;32m\\1\x1b[0m,", line) for line in coloured]
     logged, err = imported(capsys, log(tmp_path / "DiT-B-4.txt", coloured, end=end), tmp_path / "out")
     assert dict(zip(logged["step"], logged["loss"])) == LOSS and err == ""
 
@@ -151,6 +152,7 @@ def test_a_folder_is_mapped_by_a_pattern_and_flags_go_first(tmp_path, capsys):
         ("run.txt", ["--size", "H", "--patch-size", "4"], "unknown size"),
         ("run.txt", ["--size", "B", "--patch-size", "5"], "5"),
         ("run.txt", ["--size", "B", "--patch-size", "4", "--dataset", "faces"], "unknown dataset"),
+        ("run.txt", ["--size", "B", "--patch-size", "4", "--learning-rate", "nan"], "learning_rate is nan"),
         ("twice", ["--size", "B", "--patch-size", "4"], "tell them apart with a group in --pattern"),
     ],
 )
