@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from analysis.frames import Frame
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from analysis.frames import Frame
 
 MAIN_BLOCK = "adaln_zero"
 """The block of the paper's scaling figures, and the one that others are compared with."""

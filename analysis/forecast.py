@@ -330,8 +330,12 @@ def _score_file(study: StudyResults, path: Path) -> ScoredForecast:
     value = read_json(path)
     try:
         return _scored(study, path, value)
+    except UserError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise UserError(f"{path} is not a forecast of this version ({error!r:.80}): move it out of the folder") from error
+        raise UserError(
+            f"{path} is not a forecast of this version ({error!r:.80}): move it out of the folder"
+        ) from error
 
 
 def _scored(study: StudyResults, path: Path, value: dict[str, Any]) -> ScoredForecast:
@@ -387,8 +391,7 @@ def _trouble(study: StudyResults, path: Path, value: dict[str, Any]) -> str | No
 
 def _measured(study: StudyResults, cell: dict[str, Any], metric: str, protocol: str) -> float | None:
     """Geometric mean over seeds of the cell's scores at the forecast's step and protocol; None if there is none."""
-    table = study.table
-    if metric not in table:
+    if metric not in (table := study.table):
         return None
     mask = (table["protocol"] == protocol) & (table["step"] == cell["step"]) & table[metric].notna()
     for name in ("block", "size", "patch_size", "image_size"):

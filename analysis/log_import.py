@@ -26,7 +26,7 @@ from dit.errors import UserError
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _PIECE = re.compile(
-    r"\(step=(\d{1,12})\)[ :,]*(?:Train )?Loss: *([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))(,?)", re.IGNORECASE
+    r"\(step=(\d{1,15})\)[ :,]*(?:Train )?Loss: *([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))(,?)", re.IGNORECASE
 )
 _RATE = re.compile(r"Steps/Sec: *(\d+\.\d+)")
 _MODEL = re.compile(r"[A-Za-z]+[-_](?P<size>XL|S|B|L)[-_/](?P<patch_size>\d+)(?!\d|x\d)", re.IGNORECASE)

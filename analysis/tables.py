@@ -114,6 +114,10 @@ def deliver(rows: list[Row], columns: list[str], style: str, out: Path | None) -
     try:
         if out.is_dir():
             raise UserError(f"--out {out} is a folder: expected a file")
+        if not out.parent.is_dir():
+            raise UserError(
+                f"--out {out} cannot be written: No such file or directory: make the folder {out.parent} first"
+            )
         with whole(out) as beside:
             if style == PARQUET:
                 _write_parquet(rows, columns, beside)

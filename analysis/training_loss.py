@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pandas as pd
 
 from analysis.frames import Frame
@@ -60,14 +61,15 @@ def _at_windows(study: StudyResults, logged: Frame, width: int) -> Frame:
     """A row for each run and each end of a window that its losses reach; counts that were logged with them stay."""
     cells = pd.concat([study.waiting, study.table]).drop_duplicates("run").assign(status="done", reason=None)
     last = logged.sort_values("step").drop_duplicates("run", keep="last").set_index("run")
-    counts = last.reindex(columns=["params", "gflops"]).dropna(axis=1, how="all").add_suffix("_logged")
+    counts = last.reindex(columns=["params", "gflops"]).dropna(axis=1, how="all")
     ends = pd.DataFrame({"end": range(width, int(last["step"].max()) + 1, width)})
-    rows = cells.merge(ends, how="cross").assign(step=lambda rows: rows["end"]).join(counts, on="run")
-    rows = rows[rows["step"] <= rows["run"].map(last["step"])].drop(columns="end")
+    rows = cells.merge(ends, how="cross")
+    rows = rows[rows["end"] <= rows["run"].map(last["step"])].assign(step=lambda rows: rows["end"]).drop(columns="end")
     for name in counts.columns:
-        rows[name.removesuffix("_logged")] = rows[name].fillna(rows[name.removesuffix("_logged")])
+        logged_count = rows["run"].map(counts[name])
+        rows[name] = np.where(logged_count.notna(), logged_count, rows[name])
     share = (last["train_gflops"] / last["step"]).reindex(rows["run"]).to_numpy()
     rows = rows.assign(
         images_seen=rows["step"] * rows["batch_size"], train_gflops=rows["step"] * share, source=study.name
     )
-    return rows.drop(columns=counts.columns).reset_index(drop=True)
+    return rows.reset_index(drop=True)

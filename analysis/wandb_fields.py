@@ -76,7 +76,17 @@ USUAL: dict[str, tuple[str, ...]] = {
     "params": _in(_MODEL, "params", "num_params", "n_params", "parameters", "num_parameters", "total_params"),
     "gflops": _in(_MODEL, "gflops"),
 }
-_MODEL_NAMES = ("model", "model.name", "model_name", "model.model", "model.type", "arch", "model.arch", "network")
+_MODEL_NAMES = (
+    "model",
+    "model.name",
+    "model_name",
+    "model.model",
+    "model.type",
+    "model._target_",
+    "arch",
+    "model.arch",
+    "network",
+)
 _RANKED = ("step", "batch_size", *SCORES, *LOGGED)
 """Fields whose first usual name is taken where several are logged: a global batch before one device's."""
 _WRAPS = re.compile(r"^((cfg|config|conf|args|hparams|hyperparameters|opts?)\.)+")

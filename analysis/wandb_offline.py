@@ -29,7 +29,7 @@ def read_offline(path: Path) -> dict[str, Any]:
 
     found: dict[str, Any] = {"id": "", "name": "", "project": "", "config": {}, "history": [], "state": "crashed"}
     for data in _records(path):
-        record = wandb_internal_pb2.Record()
+        record = wandb_internal_pb2.Record()  # type: ignore[reportAttributeAccessIssue]  # made at import
         try:
             record.ParseFromString(data)
         except DecodeError as error:

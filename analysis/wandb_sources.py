@@ -79,7 +79,7 @@ def flat(config: dict[str, Any], lead: str = "") -> dict[str, Any]:
     """Nested dictionaries as one, names joined by dots; names that wandb keeps for itself are left out."""
     found: dict[str, Any] = {}
     for name, value in config.items():
-        if str(name).startswith("_"):
+        if str(name).startswith("_") and name != "_target_":  # Hydra's name for a class
             continue
         found.update(flat(value, f"{lead}{name}.") if isinstance(value, dict) else {f"{lead}{name}": value})
     return found

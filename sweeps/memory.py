@@ -84,7 +84,7 @@ def activation_bytes(run: RunConfig, remat: str, tensor: int = 1) -> int:
 def _traced(model: Model, precision: str, remat: str, tensor: int) -> int:
     """What training counts for itself, kept in the cache folder by all that it depends on: to trace anew takes a second, with JAX."""
     asked = [dataclasses.asdict(model), precision, remat, tensor, compiled.source(), compiled.versions()]
-    path = cache_folder() / "kept-bytes" / f"{digest(asked, 32)}.json"
+    path = cache_folder() / "kept" / f"{digest(asked, 32)}.json"
     if not path.exists():
-        write_json(path, {"bytes": load("dit.model.memory:activation_bytes")(model, precision, remat, tensor)})
-    return int(read_json(path)["bytes"])
+        write_json(path, load("dit.model.memory:activation_bytes")(model, precision, remat, tensor))
+    return int(read_json(path))

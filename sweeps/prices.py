@@ -58,6 +58,6 @@ def _price(where: str, entry: Any) -> Price:
 
 def _amount(where: str, entry: dict[str, Any], field: str, default: float | None) -> float:
     value = entry.get(field, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e300:
         raise UserError(f"{where} has {field} {value!r}: expected US dollars per chip and hour, above 0")
     return float(value)

@@ -20,6 +20,7 @@ from analysis.seeds import require_one_variant
 from analysis.style import FAINT, MUTED
 from dit.design.blocks import block_label, in_order
 from dit.errors import UserError
+from dit.store.arrays import read_arrays
 
 _SMALL = 64  # pixels: below, a cell shows ten images, else four
 

@@ -11,10 +11,8 @@ import hashlib
 import json
 import math
 import zipfile
-import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 

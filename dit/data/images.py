@@ -10,6 +10,8 @@ ever seen that.
 
 from __future__ import annotations
 
+import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from dit.errors import UserError
+from dit.store.paths import open_regular
 
 # What torchvision's ImageFolder takes for images.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -28,6 +31,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tif
 _SYSTEM_NAMES = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin", "lost+found"}
 _MOST_PIXELS = 89_478_485  # Pillow's own limit, above which it warns
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_MOST_BYTES = 2**29
 _MOST_SCALED = 2**26
 _HIGH_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 
@@ -78,12 +82,10 @@ def open_rgb(path: str | Path) -> Image.Image:
     Raises BrokenImage where the file is not an image, is cut short, too large to be one, or holds what has no one meaning in 8 bits.
     """
     try:
-        if not Path(path).is_file() and Path(path).exists():
-            raise BrokenImage("not a regular file")
         with open_regular(Path(path)) as file:
-            data = file.read(_MOST_BYTES + 1)  # whole, since a decoder reads as many bytes as a file says it has
-        if len(data) > _MOST_BYTES:
-            raise BrokenImage(f"more than {_MOST_BYTES:,} bytes: too large to be one image")
+            if (size := os.fstat(file.fileno()).st_size) > _MOST_BYTES:
+                raise BrokenImage(f"{size:,} bytes, more than {_MOST_BYTES:,}: too large to be one image")
+            data = file.read()  # whole, since decoders make room for as many bytes as a file says that it has
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > _MOST_PIXELS:
                 raise BrokenImage(

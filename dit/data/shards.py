@@ -212,6 +212,8 @@ def parse_manifest(text: str, source: str) -> Manifest:
     raw = _parse(text, source)
     try:
         manifest = Manifest(_settings(raw["settings"], source), tuple(_shard(shard, source) for shard in raw["shards"]))
+    except UserError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{source} is not a manifest of latents ({error!r:.200}); encode the images again") from error
     if len(manifest.shards) != manifest.settings.num_shards or not manifest.records:
@@ -229,11 +231,10 @@ def _parse(text: str, source: str) -> dict[str, Any]:
     return raw
 
 
-def _settings(raw: dict[str, Any], source: str) -> Settings:
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise UserError(
-            f"{source} is of format {raw.get('format') if isinstance(raw, dict) else raw!r:.80}; this version reads {FORMAT}: encode the images again"
-        )
+def _settings(raw: Any, source: str) -> Settings:
+    told = raw.get("format") if isinstance(raw, dict) else raw
+    if told != FORMAT:
+        raise UserError(f"{source} has format {told!r:.80}; this version reads {FORMAT}: encode the images again")
     try:
         return Settings(**{**raw, "classes": tuple(raw["classes"])})
     except (KeyError, TypeError, ValueError, UserError) as error:
@@ -241,7 +242,7 @@ def _settings(raw: dict[str, Any], source: str) -> Settings:
         raise UserError(f"{source} is not a manifest of latents ({what}); encode the images again") from error
 
 
-def _shard(raw: dict[str, Any], source: object = "a note") -> Shard:
+def _shard(raw: Any, source: object = "a note") -> Shard:
     safe_component(raw["name"], source)
     shard = Shard(**{**raw, "broken": tuple((path, reason) for path, reason in raw["broken"])})
     counts = (shard.records, shard.num_bytes)

@@ -379,5 +379,7 @@ def from_json(value: dict[str, Any]) -> RunConfig:
             "objective": ObjectiveConfig(**rest.pop("objective", {})),
         }
         return RunConfig(**parts, **rest)
+    except UserError:
+        raise
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f"not a run configuration of this version: {error}") from error

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from dit.data.image_sets import ImageSet, open_images, read_arrays, reading
+from dit.data.image_sets import ImageSet, open_images
 from dit.design.config import digest
 from dit.errors import UserError
 from dit.score import inception
@@ -30,6 +30,7 @@ from dit.score.evaluation import Report, Statistics, gather
 from dit.score.features import Extractor
 from dit.score.metrics.frechet import Gaussian
 from dit.score.metrics.precision_recall import REFERENCES
+from dit.store.arrays import read_arrays, reading
 from dit.store.files import whole
 
 ANY_WEIGHTS = "published"

@@ -70,7 +70,14 @@ def read_header(file: Any, path: Path) -> tuple[tuple[int, ...], bool, np.dtype]
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         return read(file)
-    except (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:  # it is Python's own syntax
+    except (
+        ValueError,
+        TypeError,
+        SyntaxError,
+        tokenize.TokenError,
+        RecursionError,
+        MemoryError,
+    ) as error:  # it is Python's own syntax
         raise UserError(
             f"{path} holds an array that cannot be read ({' '.join(str(error).split())[:200]}): write it again with numpy.savez"
         ) from error

@@ -90,8 +90,14 @@ def make_folder(folder: Path) -> None:
 
 def write_bytes(path: Path, data: bytes, fence: Fence = no_fence) -> None:
     """Write the bytes whole or not at all."""
-    with whole(path, fence) as beside, open(beside, "wb") as file:
-        file.write(data)
+    for again in (True, False):
+        try:
+            with whole(path, fence) as beside, open(beside, "wb") as file:
+                file.write(data)
+            return
+        except FileNotFoundError:  # whoever claimed the run meanwhile took it for what a killed writer left, once
+            if not (again and path.parent.is_dir()):
+                raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -201,7 +207,7 @@ def _whole(text: str) -> int:
 
 
 def _require_flat(value: Any) -> None:
-    level = [value]
+    level = [value] if type(value) in (dict, list) else []
     for _ in range(MOST_DEPTH):
         level = [one for each in level for one in (each.values() if type(each) is dict else each)]
         level = [one for one in level if type(one) in (dict, list)]

@@ -81,7 +81,7 @@ def test_a_file_that_is_no_evaluation_is_left_out_and_told(folder, capsys):
     path = next((RunStore(folder, RUNS[0]).path / "evals").glob("*.json"))
     whole = json.loads(path.read_text())
     wrong = {
-        "has row 'None', expected a dict": {"score": 1.0},
+        "has protocol 'None', expected a dict": {"score": 1.0},
         "size is 'XL', the run's is 'S'": {**whole, "row": {**whole["row"], "size": "XL"}},
         "fd_digits is 'low', of another kind": {**whole, "row": {**whole["row"], "fd_digits": "low"}},
         "step is 1.5, of another kind": {**whole, "row": {**whole["row"], "step": 1.5}},

@@ -161,6 +161,13 @@ SLASHES = {
             "wandb_version": 1,
         },
         {**SLASHES, "args/seed": 2, "args/lr": 3e-4},
+        {
+            "model": {"_target_": "models.DiT_B_4", "conditioning": {"depth": 3}, "block": "adaln_zero"},
+            "datamodule": {"batch_size": 8},
+            "trainer": {"global_batch_size": 64, "seed": 2},
+            "optimizer": {"params": {"lr": 3e-4}},
+            "dataset": {"name": "ILSVRC2012", "resolution": 256},
+        },
     ],
 )
 def test_nested_and_flat_configurations_of_other_tools_are_one_cell(folder, tmp_path, config):
@@ -230,6 +237,19 @@ def test_a_loss_that_stops_being_finite_is_a_failure_with_its_step_and_never_a_n
     (folder / "run.csv").write_text("_step,loss,fid\n100,0.3,\n200,inf,\n300,nan,\n400,nan,\n")
     imported(tmp_path, stated=CELL)
     assert status_of(tmp_path)["reason"] == "not finite at step 200: loss inf; logged to step 400"
+
+
+def test_a_table_tells_divergence_too_and_two_of_one_cell_are_named(folder, tmp_path, capsys):
+    rows = [["one", "finished", "DiT-S/8", seed, 256, 256, 400, loss] for seed, loss in ((0, "NaN"), (1, "0.5"))]
+    write_csv(folder / "project.csv", [*TABLE, "step", "loss"], rows)
+    imported(tmp_path)
+    assert [status_of(tmp_path, at)["state"] for at in (0, 1)] == ["failed", "done"]
+    write_csv(folder / "project.csv", ["ID", *TABLE, "step", "loss"], [["a", *rows[0]], ["b", *rows[0]]])
+    assert imported(tmp_path) == 2
+    assert (
+        "runs 'one' (a) and 'one' (b) of wandb:project.csv/a and wandb:project.csv/b are both"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_gap_is_no_divergence_and_a_recovered_loss_is_said(folder, tmp_path, capsys):

@@ -26,14 +26,15 @@ Mutate = Callable[[bytes, random.Random], tuple[bytes, bool]]
 class Reader:
     """`make` writes a sound file into a folder of its own; `read` gives all that it says, a set where parts may be left out with a word.
 
-    `vouched`: a mutant that says anything else is refused, because the file carries checksums; not where the mutant's were mended.
+    `vouched` is what tells that the file carries checksums: a mutant that still has it and says anything else must be refused, unless its
+    checksums were mended.
     """
 
     name: str
     make: Callable[[Path], Path]
     read: Callable[[Path], Any]
     mutate: Mutate = mutants.of_plain
-    vouched: bool = False
+    vouched: bytes | None = None
 
 
 def _copy(name: str) -> Callable[[Path], Path]:
@@ -43,19 +44,29 @@ def _copy(name: str) -> Callable[[Path], Path]:
 def _tensors(path: Path) -> Any:
     from dit.weights.torch_pickle import read_tensors
 
-    return {name: (one.shape, str(one.dtype), hashlib.sha256(one.tobytes()).hexdigest()) for name, one in read_tensors(path).items()}
+    return {
+        name: (one.shape, str(one.dtype), hashlib.sha256(one.tobytes()).hexdigest())
+        for name, one in read_tensors(path).items()
+    }
 
 
 def _small_safetensors(folder: Path) -> Path:
     from safetensors.numpy import save_file
 
     rng = np.random.default_rng(0)
-    save_file({f"layer.{at}.weight": rng.normal(size=(3, at + 1)).astype(np.float32) for at in range(4)}, folder / "x.safetensors")
+    save_file(
+        {f"layer.{at}.weight": rng.normal(size=(3, at + 1)).astype(np.float32) for at in range(4)},
+        folder / "x.safetensors",
+    )
     return folder / "x.safetensors"
 
 
 def _npz_images(folder: Path) -> Path:
-    np.savez(folder / "x.npz", arr_0=np.arange(5 * 8 * 8 * 3, dtype=np.uint8).reshape(5, 8, 8, 3), protocol=json.dumps({"ema": True}))
+    np.savez(
+        folder / "x.npz",
+        arr_0=np.arange(5 * 8 * 8 * 3, dtype=np.uint8).reshape(5, 8, 8, 3),
+        protocol=json.dumps({"ema": True}),
+    )
     return folder / "x.npz"
 
 
@@ -72,7 +83,14 @@ EXTRACTOR = SimpleNamespace(name="digits", weights_sha256="a" * 64, resize="none
 
 def _reference(folder: Path) -> Path:
     factor = np.random.default_rng(0).normal(size=(20, 4))
-    made_by = {"extractor": "digits", "extractor_sha256": "a" * 64, "resize": "none", "num_images": 20, "source": "x", "source_sha256": "b"}
+    made_by = {
+        "extractor": "digits",
+        "extractor_sha256": "a" * 64,
+        "resize": "none",
+        "num_images": 20,
+        "source": "x",
+        "source_sha256": "b",
+    }
     arrays = {"mu": factor.mean(0), "sigma": np.cov(factor.T), "features": factor.astype(np.float32)}
     np.savez(folder / "x.npz", allow_pickle=False, made_by=json.dumps(made_by), **arrays)
     return folder / "x.npz"
@@ -91,7 +109,9 @@ def _picture(suffix: str) -> Callable[[Path], Path]:
         from PIL import Image
 
         rows, columns = np.mgrid[0:40, 0:30]
-        Image.fromarray(np.stack([rows * 6, columns * 8, rows + columns], -1).astype(np.uint8)).save(folder / f"x{suffix}")
+        Image.fromarray(np.stack([rows * 6, columns * 8, rows + columns], -1).astype(np.uint8)).save(
+            folder / f"x{suffix}"
+        )
         return folder / f"x{suffix}"
 
     return make
@@ -128,12 +148,18 @@ def _read_latents(path: Path) -> Any:
     folder, manifest = open_latents(path.parent)
     source = LatentSource(folder, manifest)
     records = [source[at] for at in range(len(source))]
-    return repr(manifest), [(one.label, one.image_id, hashlib.sha256(one.moments.tobytes()).hexdigest()) for one in records]
+    return repr(manifest), [
+        (one.label, one.image_id, hashlib.sha256(one.moments.tobytes()).hexdigest()) for one in records
+    ]
 
 
 def _study(pattern: str, scored: bool = False) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
-        runs = cells(blocks=("adaln_zero",), sizes=("S", "B", "L", "XL") if scored else ("S", "B"), patches=(2, 1) if scored else (4,))
+        runs = cells(
+            blocks=("adaln_zero",),
+            sizes=("S", "B", "L", "XL") if scored else ("S", "B"),
+            patches=(2, 1) if scored else (4,),
+        )
         study = write_study(folder / "study", runs, failed={} if scored else {1: "stopped"})
         _add_records(study, runs, scored)
         return sorted(study.glob(pattern))[0]
@@ -150,7 +176,9 @@ def _add_records(study: Path, runs: Any, scored: bool) -> None:
     for run in runs:
         (study / "runs" / run.run / "attempts").mkdir(exist_ok=True)
         owner = {"host": "here", "pid": 1, "boot": "b", "started": "s"}
-        run_files(study / "runs" / run.run).create("0001.json", Attempt(1, owner, 3, 60.0, 2.5, "done", {"step": 10}).to_bytes())
+        run_files(study / "runs" / run.run).create(
+            "0001.json", Attempt(1, owner, 3, 60.0, 2.5, "done", {"step": 10}).to_bytes()
+        )
     arguments.save(study, RunArguments(log_every=7, data="/data"))
     if scored:
         from analysis import forecast
@@ -159,7 +187,9 @@ def _add_records(study: Path, runs: Any, scored: bool) -> None:
 
         (study / "forecasts").mkdir()
         found = collect(study)
-        forecast.save(forecast.freeze(found, "size == 'XL' and patch_size == 1", retrospective=True), study / "forecasts")
+        forecast.save(
+            forecast.freeze(found, "size == 'XL' and patch_size == 1", retrospective=True), study / "forecasts"
+        )
         list(draw_all(found, study / "figures", ["fig8"]))
 
 
@@ -181,6 +211,32 @@ def _read_study(path: Path) -> Any:
     shutil.rmtree(folder / "cache", ignore_errors=True)
     states = records.statuses(folder, records.cells(folder))
     return _rows(collect(folder).table) | _rows(losses(folder)) | _rows(states[states["state"] != records.DAMAGED])
+
+
+def _store(path: Path) -> Any:
+    from dit.store.study import RunStore, load_study
+
+    [run] = [run for run in load_study(_folder(path)).runs if f"runs/{run.run}/" in str(path)]
+    return RunStore(_folder(path), run)
+
+
+def _read_status(path: Path) -> Any:
+    return json.dumps(_store(path).status(), sort_keys=True)
+
+
+def _read_metrics(path: Path) -> Any:
+    return json.dumps(_store(path).metrics(), sort_keys=True)
+
+
+def _read_evaluations(path: Path) -> Any:
+    from analysis import records
+    from dit.errors import UserError
+
+    shutil.rmtree(_folder(path) / "cache", ignore_errors=True)
+    table = records.scores(_folder(path), [path.parents[1].name])
+    if (damaged := table["status"] == records.DAMAGED).any():
+        raise UserError(table.loc[damaged, "reason"].iloc[0])
+    return _rows(table)
 
 
 def _read_config(path: Path) -> Any:
@@ -266,7 +322,11 @@ def _read_archive(path: Path) -> Any:
         place = unpacked(path)
     finally:
         os.environ["DIT_CACHE"] = before
-    return {str(one.relative_to(place)): hashlib.sha256(one.read_bytes()).hexdigest() for one in place.rglob("*") if one.is_file()}
+    return {
+        str(one.relative_to(place)): hashlib.sha256(one.read_bytes()).hexdigest()
+        for one in place.rglob("*")
+        if one.is_file()
+    }
 
 
 def _text(name: str, text: str) -> Callable[[Path], Path]:
@@ -278,7 +338,9 @@ def _text(name: str, text: str) -> Callable[[Path], Path]:
 
 
 WHERE = "block in ['adaln', \"adaln_zero\"] and not (size == 'S' or patch_size * 2 >= 4) and -fid + 1e2 > 3.5 / seed"
-TABLE = pd.DataFrame({"block": ["adaln", "in_context"], "size": ["S", "B"], "patch_size": [4, 2], "fid": [3.5, None], "seed": [1, 0]})
+TABLE = pd.DataFrame(
+    {"block": ["adaln", "in_context"], "size": ["S", "B"], "patch_size": [4, 2], "fid": [3.5, None], "seed": [1, 0]}
+)
 
 
 def _where(path: Path) -> Any:
@@ -299,7 +361,9 @@ def _prices(path: Path) -> Any:
 
 
 PRICES = '[h100]\nusd = 2.5\nlow = 2\nhigh = 4.0\nas_of = 2026-05-01\nsource = "x"\n\n[tpu-v5e]\nusd = 1.2\nas_of = 2026-05-01\n'
-HISTORY = "".join(f'{{"_step": {at}, "train/step": {100 * at}, "loss": {1 / at}, "fid": {50 - at}}}\n' for at in range(1, 5))
+HISTORY = "".join(
+    f'{{"_step": {at}, "train/step": {100 * at}, "loss": {1 / at}, "fid": {50 - at}}}\n' for at in range(1, 5)
+)
 CSV = """Name,State,ID,model,seed,image_size,global_batch_size,train/step,loss
 one,finished,a,DiT-S/8,0,256,256,400,0.5
 two,crashed,b,DiT-B/8,0,256,256,200,0.25
@@ -314,7 +378,9 @@ def _offline(folder: Path) -> Path:
     import wandb
 
     os.environ["WANDB_SILENT"] = "true"
-    run = wandb.init(project="dit", name="DiT-S/8", mode="offline", dir=str(folder), config={"image_size": 256, "seed": 3})
+    run = wandb.init(
+        project="dit", name="DiT-S/8", mode="offline", dir=str(folder), config={"image_size": 256, "seed": 3}
+    )
     for step in (100, 200):
         run.log({"train/step": step, "train/loss": 1 / step})
     run.finish()
@@ -323,10 +389,27 @@ def _offline(folder: Path) -> Path:
     return path
 
 
+LOG = (
+    "[2023-01-01 11:59:00] Experiment directory created at results/000-DiT-B-4\nDiT Parameters: 130,426,496\n"
+    + "".join(
+        f"[2023-01-01 12:00:00] (step={step:07d}) Train Loss: {20 / step:.4f}, Train Steps/Sec: 5.67\n"
+        for step in range(100, 900, 100)
+    )
+)
+
+
+def _logs(path: Path) -> Any:
+    from analysis.log_import import read_logs
+
+    found = read_logs(path, None, {"size": "B", "patch_size": 4})
+    return repr([(one.config, one.rows, one.state) for one in found])
+
+
 def _imported(path: Path) -> Any:
     from analysis.results import losses
     from analysis.wandb_import import Fields, import_runs
     from analysis.wandb_sources import read_files
+    from dit.errors import UserError
     from dit.store.study import RunStore
 
     out = path.parent / "out"
@@ -334,7 +417,16 @@ def _imported(path: Path) -> Any:
     stated = {"block": "adaln_zero", "num_samples": "10", "dataset": "imagenet256", "batch_size": "256"}
     stated |= {} if path.name == "table.csv" else {"size": "S", "patch_size": "8"}
     study = import_runs(read_files([path]), Fields({}, stated), "x", "x", out)
-    return _rows(losses(out)) | {repr(run) for run in study.runs} | {RunStore(out, run).status()["state"] for run in study.runs}
+    if (
+        any("crashed" in str(RunStore(out, run).status().get("reason")) for run in study.runs)
+        and path.suffix == ".wandb"
+    ):
+        raise UserError("it is torn, and the run counts as crashed")
+    return (
+        _rows(losses(out))
+        | {repr(run) for run in study.runs}
+        | {RunStore(out, run).status()["state"] for run in study.runs}
+    )
 
 
 def _vae(path: Path) -> Any:
@@ -362,27 +454,29 @@ READERS = {
         Reader("png", _picture(".png"), _square),
         Reader("jpeg", _picture(".jpg"), _square),
         Reader("tiff", _picture(".tif"), _square),
-        Reader("shard", _latents("shard"), _read_latents, vouched=True),
+        Reader("shard", _latents("shard"), _read_latents, vouched=b""),
         Reader("latents-manifest", _latents("manifest"), _read_latents, mutants.of_json),
         Reader("vae-config", _copy("vae_tiny.json"), _vae, mutants.of_json),
-        Reader("study", _study("study.json"), _read_study, mutants.of_json, vouched=True),
-        Reader("config", _study("runs/*/config.json"), _read_config, mutants.of_json, vouched=True),
-        Reader("status", _study("runs/*/status.json"), _read_study, mutants.of_json, vouched=True),
-        Reader("evaluation", _study("runs/*/evals/*.json"), _read_study, mutants.of_json, vouched=True),
-        Reader("metrics", _study("runs/*/metrics/0001.jsonl"), _read_study, mutants.of_lines, vouched=True),
-        Reader("attempt", _study("runs/*/attempts/0001.json"), _read_attempts, mutants.of_json, vouched=True),
-        Reader("arguments", _study("arguments.json"), _read_arguments, mutants.of_json, vouched=True),
+        Reader("study", _study("study.json"), _read_study, mutants.of_json, b"sha256:"),
+        Reader("config", _study("runs/*/config.json"), _read_config, mutants.of_json, b"sha256:"),
+        Reader("results", _study("runs/*/evals/*.json"), _read_study, mutants.of_json, b"sha256:"),
+        Reader("status", _study("runs/*/status.json"), _read_status, mutants.of_json, b"sha256:"),
+        Reader("evaluation", _study("runs/*/evals/*.json"), _read_evaluations, mutants.of_json, b"sha256:"),
+        Reader("metrics", _study("runs/*/metrics/0001.jsonl"), _read_metrics, mutants.of_lines, b""),
+        Reader("attempt", _study("runs/*/attempts/0001.json"), _read_attempts, mutants.of_json, b"sha256:"),
+        Reader("arguments", _study("arguments.json"), _read_arguments, mutants.of_json, b"sha256:"),
         Reader("kept-samples", _study("runs/*/samples/*.npz"), _kept, mutants.of_zip),
-        Reader("checkpoint", _checkpoint, _read_checkpoint, mutants.of_json, vouched=True),
-        Reader("archive", _archive, _read_archive, vouched=True),
-        Reader("forecast", _study("forecasts/*.json", scored=True), _read_forecasts, mutants.of_json, vouched=True),
-        Reader("figure", _study("figures/fig8.json", scored=True), _read_sidecar, mutants.of_json, vouched=True),
+        Reader("checkpoint", _checkpoint, _read_checkpoint, mutants.of_json, b'"digest"'),
+        Reader("archive", _archive, _read_archive, vouched=b""),
+        Reader("forecast", _study("forecasts/*.json", scored=True), _read_forecasts, mutants.of_json, b"sha256:"),
+        Reader("figure", _study("figures/fig8.json", scored=True), _read_sidecar, mutants.of_json, b"sha256:"),
         Reader("where", _text("x", WHERE), _where),
         Reader("prices", _text("prices.toml", PRICES), _prices),
+        Reader("log", _text("log.txt", LOG), _logs),
         Reader("wandb-history", _text("x.jsonl", HISTORY), _imported, mutants.of_lines),
         Reader("wandb-table", _text("table.csv", CSV), _imported),
         Reader("wandb-chart", _text("x.csv", CHART), _imported),
         Reader("wandb-whole", _text("x.json", WHOLE), _imported, mutants.of_json),
-        Reader("wandb-offline", _offline, _imported, vouched=True),
+        Reader("wandb-offline", _offline, _imported, vouched=b""),
     )
 }

@@ -26,7 +26,11 @@ def attacked(names, folder, seed, seconds):
     left, counts, faults = list(names), {}, []
     while left:
         line = [sys.executable, "-P", str(ATTACK), str(folder), str(seed), str(seconds / len(names)), *left]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([*map(str, ATTACK.parents[:2]), *filter(None, sys.path)]),
+            "OMP_NUM_THREADS": "1",
+        }
         with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment) as child:
             told: queue.Queue = queue.Queue()
             threading.Thread(target=_listen, args=(child.stdout, told), daemon=True).start()

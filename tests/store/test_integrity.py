@@ -14,7 +14,7 @@ from synthetic_study import cells, write_study
 from dit.cli import main
 from dit.design.config import digest
 from dit.errors import UserError
-from dit.store.files import parse_record, read_json, read_record, record_bytes, write_json
+from dit.store.files import parse_record, read_json, read_record, record_bytes, remove, write_json
 from dit.store.metrics import MetricsWriter, read_metrics
 from dit.store.study import RunStore, load_study
 from dit.store.verify import DAMAGED, FOREIGN, LEFTOVER, MISSING, OLD, verify
@@ -351,3 +351,15 @@ def test_a_study_that_would_hide_finished_runs_is_refused(tmp_path, capsys):
     assert main([*sweep, "--allow-shrink"]) == 0
     assert len(load_study(out).runs) == 1
     assert main(sweep) == 0
+
+
+def test_a_writer_whose_half_written_file_was_cleared_writes_it_again(tmp_path):
+    """A worker that claims a run clears what killed writers left, and may meet one that lives, such as `dit retry`."""
+    cleared = []
+
+    def claim():
+        cleared.append([remove(path) for path in tmp_path.glob(".*")])
+
+    write_json(tmp_path / "a.json", {"a": 1}, lambda: None if cleared else claim())
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+    assert len(cleared) == 1

@@ -193,13 +193,20 @@ def test_a_worker_killed_between_any_two_files_costs_nothing(study, whole, point
     assert left == [], "what the dead had half written is cleared"
 
 
-def kill_at_random(folder, kills, workers, seed, slowest, step_s):
-    """Kill workers at random moments, each replaced at once, until enough have died; how many did."""
+def kill_at_random(folder, kills, workers, seed, slowest, step_s, stops):
+    """Kill workers at random moments, each replaced at once, until enough have died; how many did.
+
+    `stops` is the share that is stopped instead, for longer than its lease, and wakes to find its cell taken over.
+    """
     rng, dead = random.Random(seed), 0
     slow = {**os.environ, "FAKE_STEP_S": str(step_s)}
-    running, ledger = [], Ledger(folder)
+    running, asleep, ledger = [], [], Ledger(folder)
     try:
         while dead < kills:
+            while asleep and asleep[0][0] < time.monotonic():
+                _, woken = asleep.pop(0)
+                woken.send_signal(signal.SIGCONT)
+                running.append(woken)
             for cell in ledger.cells():
                 ledger.retry(cell.run)  # deaths before a first checkpoint may come three in a row: a person says go on
             if all(cell.state == DONE for cell in ledger.cells()):
@@ -208,18 +215,22 @@ def kill_at_random(folder, kills, workers, seed, slowest, step_s):
             running += [fake(folder, "--lease", "2", env=slow) for _ in range(workers - len(running))]
             time.sleep(rng.uniform(0, slowest / workers))
             victim = running.pop(rng.randrange(len(running)))
+            if rng.random() < stops and victim.poll() is None:
+                victim.send_signal(signal.SIGSTOP)
+                asleep.append((time.monotonic() + 4, victim))
+                continue
             victim.kill()
             dead += victim.wait() == -signal.SIGKILL
         return dead
     finally:
-        for process in running:
+        for process in (*running, *(one for _, one in asleep)):
             process.kill()
             process.wait()
 
 
-def survives(tmp_path, whole, kills, seed, step_s):
+def survives(tmp_path, whole, kills, seed, step_s, stops=0.0):
     folder = make_study(tmp_path / "study", RUNS)
-    died = kill_at_random(folder, kills, workers=3, seed=seed, slowest=1.2, step_s=step_s)
+    died = kill_at_random(folder, kills, workers=3, seed=seed, slowest=1.2, step_s=step_s, stops=stops)
     for cell in Ledger(folder).cells():
         Ledger(folder).retry(cell.run)
     assert fake(folder).wait(timeout=120) == 0
@@ -232,8 +243,8 @@ def test_random_kills_cost_nothing(tmp_path, whole):
 
 
 @pytest.mark.long
-def test_a_hundred_random_kills_across_twelve_cells_cost_nothing(tmp_path, whole):
-    assert survives(tmp_path, whole, kills=100, seed=2, step_s=0.1) == 100
+def test_a_hundred_random_kills_and_takeovers_of_the_stopped_cost_nothing(tmp_path, whole):
+    assert survives(tmp_path, whole, kills=100, seed=2, step_s=0.1, stops=0.2) == 100
 
 
 def test_a_stopped_worker_that_wakes_writes_nothing(study, whole):
