@@ -23,7 +23,7 @@ def asked(tmp_path, monkeypatch):
     monkeypatch.setattr(compiled, "require_compiler", lambda hardware: None)
     requests = []
 
-    def ask(request, name):
+    def ask(request, name, module):
         requests.append(request)
         return REPORT | {"needed": len(requests)}
 
