@@ -264,7 +264,7 @@ def test_the_study_goes_through_every_verb(tmp_path):
     (run / "status.json").unlink()
     assert dit("cancel", out, "--cell", run.name).stdout.strip() == run.name
     assert "1 to be taken up" in dit("retry", out, "--cell", run.name).stderr
-    dit("sweep", out, "--workers", "1")
+    dit("sweep", out, "--out", out, "--workers", "1")
 
     grown = write(tmp_path / "changed", CHANGED["Metric"])  # kept weights are scored again, nothing is trained
     before = {one: one.stat().st_mtime_ns for one in Path(out, "runs").glob("*/checkpoints/*")}
@@ -309,4 +309,7 @@ def test_it_trains_on_eight_devices_as_on_one():
 
 def test_a_study_of_own_parts_comes_back_from_its_record(own):
     study, folder = own
+    before = (folder / "study.json").read_text()
     assert load_study(folder).runs == study.runs
+    save_study(folder, load_study(folder))
+    assert (folder / "study.json").read_text() == before
