@@ -63,9 +63,14 @@ def without(protocol: Protocol, apart_from: tuple[str, ...]) -> Protocol:
 def difference(first: Protocol, second: Protocol, apart_from: tuple[str, ...] = ()) -> list[str]:
     """The parts in which two protocols differ, as "cfg_scale 1.0 and 1.5"; empty if they agree."""
     keys = [key for key in {**first, **second} if key not in apart_from]
-    return [
-        f"{key} {first.get(key)} and {second.get(key)}" for key in keys if first.get(key, ...) != second.get(key, ...)
-    ]
+    apart = [(key, first.get(key), second.get(key)) for key in keys if first.get(key, ...) != second.get(key, ...)]
+    return [f"{key} {' and '.join(_told(key, one, other))}" for key, one, other in apart]
+
+
+def _told(key: str, *values: Any) -> list[str]:
+    """Values as they are read; of features by their names, where those tell them apart."""
+    names = [str(one).partition("@")[0] if key == "features" else str(one) for one in values]
+    return names if len(set(names)) == len(values) else [str(one) for one in values]
 
 
 def require_one_protocol(table: Frame, protocols: Mapping[str, Protocol], apart_from: tuple[str, ...] = ()) -> Protocol:

@@ -19,12 +19,13 @@ from analysis.cache import collected
 from analysis.frames import COUNTS, Frame, frame
 from analysis.protocols import TRAINING_LOSS, metric
 from dit.design.config import RunConfig
-from dit.design.metrics import describe
 from dit.design.rows import (
     CELL_COLUMNS,
     END_COLUMNS,
     Row,
     cell_row,
+    outdated,
+    own_columns,
     recipe,
     recorded_row,
     step_columns,
@@ -40,7 +41,7 @@ times width squared of the model; and those of `dit.design.rows.varied`, where t
 OF_CELLS = (HASH, RECIPE, STEPS, GROWTH)
 PROTOCOL, FLOOR, SAMPLES, VOUCHED, OWN = "protocol_json", "floor", "samples", "vouched", "own_metrics"
 """Columns of `scores` besides those of the results table: protocol as JSON text, floor, name of the file of first samples, whether the
-row's file has a digest, and as JSON text what readers have to know of metrics of the user's own."""
+row's file has a digest, and as JSON text `dit.design.rows.own_columns`."""
 DAMAGED = "damaged"
 """The status of a row in the place of a file that cannot be read; its reason names the file."""
 LOSS_CELL = ("run", "study", "block", "size", "patch_size", "seed")
@@ -94,10 +95,12 @@ def scores(folder: Path, runs: list[str]) -> Frame:
                 rows.append({**cell_row(run, study), "status": DAMAGED, "reason": str(error)})
                 continue
             images = store.path / "samples" / f"{path.stem}.npz"
+            taken = value.get("evaluation", {})
+            own = own_columns(taken.get("metrics", ()), taken.get("features", ""))
             beside = {
+                OWN: json.dumps(own) if own else None,
                 PROTOCOL: json.dumps(value["protocol"]),
                 FLOOR: value.get("floor"),
-                OWN: json.dumps(value["own_metrics"]) if "own_metrics" in value else None,
                 SAMPLES: images.name if images.is_file() else None,
                 VOUCHED: int(vouched),
             }
@@ -115,9 +118,10 @@ def scores(folder: Path, runs: list[str]) -> Frame:
     table, _ = collected(folder, "scores", runs, files, read)
     gaps = [name for name in ("protocol", PROTOCOL, FLOOR, SAMPLES, VOUCHED, OWN) if name not in table.columns]
     table = table.assign(**dict.fromkeys(gaps))
-    for text in table[OWN].dropna().unique():
-        for facts in json.loads(text):
-            describe(facts)
+    if table[OWN].notna().any():
+        declared = {one for run in load_study(folder).runs for part in run.evaluations for one in part.metrics}
+        for at, text in table[OWN].dropna().items():
+            table.loc[at, list(outdated(json.loads(text), declared))] = None
     return table.drop(columns=OWN)
 
 

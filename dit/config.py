@@ -22,7 +22,7 @@ from dit.design.metrics import Metric
 from dit.design.objectives import Objective, ObjectiveConfig
 from dit.design.samplers import Sampler
 from dit.design.unet import UNetConfig
-from dit.design.unet_models import unet_config
+from dit.design.unet.models import unet_config
 
 __all__ = [
     "BLOCKS",

@@ -37,7 +37,10 @@ Memory = Literal["auto", "compiled", "analytic"]
 
 @dataclass(frozen=True)
 class Settings:
-    """How a study would be run. `memory` "auto" takes compiled figures where there are any kept, and counts the rest."""
+    """How a study would be run. `memory` "auto" takes compiled figures where there are any kept, and counts the rest.
+
+    `study` is the file that makes the cells' own parts, where they have some.
+    """
 
     hardware: Hardware
     mesh: str = ""
@@ -45,6 +48,7 @@ class Settings:
     memory: Memory = "auto"
     price: Price | None = None
     probes: dict[Key, Probe] = field(default_factory=dict)
+    study: str = ""
 
     @property
     def shape(self) -> MeshShape:
@@ -131,7 +135,9 @@ def memory_of(run: RunConfig, settings: Settings) -> Need:
     if counted.needed is None or settings.memory == "analytic":
         return counted
     arguments = (run, hardware, settings.mesh, settings.remat)
-    report = compiled.compiled(*arguments) if settings.memory == "compiled" else compiled.kept(*arguments)
+    report = (
+        compiled.compiled(*arguments, settings.study) if settings.memory == "compiled" else compiled.kept(*arguments)
+    )
     if report is None:
         return counted
     why = None if report["fits"] else f"needs {report['needed'] / 2**30:.1f} GiB of {hardware.chip.memory_gib:.2f}"
@@ -150,7 +156,7 @@ def compile_missing(runs: tuple[RunConfig, ...], settings: Settings, tell: Calla
     missing = [run for run in possible if compiled.kept(run, *arguments) is None]
     for number, run in enumerate(sorted(missing, key=lambda run: flops.macs(run.model)), start=1):
         started = time.monotonic()
-        report = compiled.compiled(run, *arguments)
+        report = compiled.compiled(run, *arguments, settings.study)
         said = f"{report['needed'] / 2**30:.2f} GiB with remat {report['remat']}, {time.monotonic() - started:.0f} s"
         tell(f"compiled {number} of {len(missing)}: {run.run}: {said}")
 

@@ -101,24 +101,30 @@ def require_compiler(hardware: Hardware) -> None:
         )
 
 
-def compiled(run: RunConfig, hardware: Hardware, mesh: str, remat: str) -> dict[str, Any]:
+def compiled(run: RunConfig, hardware: Hardware, mesh: str, remat: str, study: str = "") -> dict[str, Any]:
     """The report of `dit.train.ahead` on the run's step, from the cache or compiled now (minutes for large models); one at a time.
+
+    `study` is the file that makes the run's own parts, where it has some.
 
     Raises:
         UserError: if it cannot be compiled here, or the compiler fails for another reason than size.
     """
     require_compiler(hardware)
+    if run.own_parts and not Path(study).is_file():
+        raise UserError(f"--memory compiled runs the code of {run.run}: give the study's file in place of its folder")
     asked = request(run, hardware, mesh, remat)
     path = _path(asked)
     with exclusive(path.parent / ".lock", wait=True):
         if not path.is_file():
-            answer = _ask(asked, run.run)
+            answer = _ask(asked, run.run, ["sweeps.compiled", study] if run.own_parts else ["dit.train.ahead"])
             write_json(path, {"schema_version": 1, "request": asked, "versions": versions(), "report": answer})
     return read_json(path)["report"]
 
 
-def _ask(asked: dict[str, Any], name: str) -> dict[str, Any]:
-    """Run `dit.train.ahead` with what makes JAX describe devices instead of looking for them.
+def _ask(asked: dict[str, Any], name: str, module: list[str]) -> dict[str, Any]:
+    """Run `dit.train.ahead`, or this module where the study's own file has to be run first.
+
+    It is told what makes JAX describe devices instead of looking for them.
 
     libtpu would let one process of a machine use it, by a lock file that a killed one leaves behind; here no TPU is there to be shared.
     """
@@ -126,7 +132,7 @@ def _ask(asked: dict[str, Any], name: str) -> dict[str, Any]:
     environment = {**os.environ, **described, "TF_CPP_MIN_LOG_LEVEL": "2"}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # what comes from it is no longer the compiler's account
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "dit.train.ahead"],
+        [sys.executable, "-P", "-m", *module],
         input=json.dumps(asked),
         capture_output=True,
         text=True,
@@ -139,3 +145,16 @@ def _ask(asked: dict[str, Any], name: str) -> dict[str, Any]:
     if done.returncode < 0:
         last = f"ended by signal {-done.returncode}; the compiler of a large model needs some 8 GB of memory"
     raise UserError(f"the step of {name} did not compile: {' '.join(last.split())[:300]}")
+
+
+def main() -> None:
+    """Answer a request about a step with parts of the study's own file, whose path is the argument."""
+    from dit.train import ahead
+    from sweeps.study import declared
+
+    declared(sys.argv[1])
+    ahead.main()
+
+
+if __name__ == "__main__":
+    main()

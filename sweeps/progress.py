@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from dit.design import flops
 from dit.design.config import RunConfig
-from dit.design.duration import duration
+from dit.duration import duration
 from dit.hosts.terminal import steer
 
 PLAIN_EVERY_S = 10.0

@@ -16,9 +16,9 @@ from typing import Any
 
 from dit.design.config import RunConfig
 from dit.design.flops import scoring_gflops, train_gflops
-from dit.design.metrics import describe, in_order, is_better_higher
+from dit.design.metrics import in_order, is_better_higher
 from dit.design.parts import nearest
-from dit.design.rows import Row, field_columns, field_of, planned_row, recipe_fields, varied
+from dit.design.rows import Row, field_columns, field_of, outdated, own_columns, planned_row, recipe_fields, varied
 from dit.errors import UserError, plain
 from dit.store import lease
 from dit.store.study import DONE, FAILED, RunStore, read_evaluation
@@ -120,15 +120,21 @@ def _best_scores(record: RunStore) -> dict[str, float | None]:
     present = record.evaluation_names()
     wanted = {record.evaluation_path(e): e.key for e in declared if e.key in {key for _, key in first.values()}}
     held = {path: read_evaluation(path) for path in wanted if path.name in present}
-    scores = [(wanted[path], value.get("scores") or value.get("row", {})) for path, value in held.items()]
-    for facts in (facts for value in held.values() for facts in value.get("own_metrics", ())):
-        describe(facts)
+    scores = [(wanted[path], _current(record.run, value)) for path, value in held.items()]
     best: dict[str, float | None] = {}
     for column in in_order(first):
         found = [row.get(column) for key, row in scores if key == first[column][1]]
         numbers = [score for score in found if isinstance(score, int | float)]
         best[column] = (max if is_better_higher(column) else min)(numbers, default=None)
     return best
+
+
+def _current(run: RunConfig, value: dict[str, Any]) -> Row:
+    """Scores of an evaluation's file, but for those of the user's own metrics that other code took."""
+    scores, taken = value.get("scores") or value.get("row", {}), value.get("evaluation", {})
+    declared = [metric for evaluation in run.evaluations for metric in evaluation.metrics]
+    gone = outdated(own_columns(taken.get("metrics", ()), taken.get("features", "")), declared)
+    return {name: score for name, score in scores.items() if name not in gone}
 
 
 def storage_time(folder: Path) -> float | None:

@@ -17,7 +17,6 @@ import experiments
 from dit.design import parts
 from dit.design.blocks import Block
 from dit.design.config import ModelConfig, RunConfig
-from dit.design.data import Data
 from dit.design.features import check_scored
 from dit.design.rows import planned_row, varied
 from dit.design.sources import files_beside, is_users
@@ -51,7 +50,7 @@ def declared(name: str, check: bool = False) -> Study:
         if not runs or not all(isinstance(run, RunConfig) for run in runs):
             raise UserError(f"runs() of study '{name}' gave {len(runs)} cells: expected a non-empty list of RunConfig")
         own = tuple(parts.made())
-        _count(own, runs, check)
+        _users(Path(module.__file__ or name), lambda: _count(own, runs, check))
     first: dict[str, int] = {}
     for number, run in enumerate(runs):
         check_scored(run)
@@ -91,22 +90,21 @@ def run_kept(folder: Path) -> None:
     study = load_study(folder)
     counts = {(part.name, part.source): part.count for part in study.parts if isinstance(part, Block)}
     kept.checked(folder, value.get("files", {}))
+    there, beside = set(sys.modules), (folder / kept.FOLDER).resolve()
     with parts.of_a_study():
-        sys.path.insert(0, str((folder / kept.FOLDER).resolve()))
+        sys.path.insert(0, str(beside))
         _module_at((folder / kept.FILE).resolve())
         now = parts.made()
+    _forget(set(sys.modules) - there, beside)
     for part in now:
         if isinstance(part, Block) and part.count is None and (part.name, part.source) in counts:
             object.__setattr__(part, "count", counts[part.name, part.source])
-    for run in study.runs:
-        used: list[tuple[type[parts.Part], str, str]] = [(Data, run.data.name, run.data.source)]
-        if isinstance(run.model, ModelConfig):
-            used.append((Block, run.model.block, run.model.block_source))
-        for kind, name, source in used:
-            if source and not any((type(one), one.name, one.source) == (kind, name, source) for one in now):
-                raise UserError(
-                    f"{kind.word} '{name}' of {folder} is not what its study.py makes here: data or a file outside it has changed"
-                )
+    made = {(type(part).__name__, part.name, part.source) for part in now}
+    words = {kind.__name__: kind.word for kind in parts.Part.__subclasses__()}
+    for kind, name, _ in sorted(set().union(*(run.own_parts for run in study.runs)) - made):
+        raise UserError(
+            f"{words[kind]} '{name}' of {folder} is not what its study.py makes here: data or a file outside it has changed"
+        )
 
 
 def run_kept_of(checkpoint: Path) -> None:
@@ -156,15 +154,15 @@ def _loaded(name: str) -> Iterator[tuple[ModuleType, str, dict[str, str]]]:
             yield module, path.stem, {kept.FILE: path.read_text(encoding="utf8"), **files}
     finally:
         sys.path[:] = before
-        for loaded in set(sys.modules) - there:
-            file = getattr(sys.modules[loaded], "__file__", None)
-            if (
-                file
-                and is_users(Path(file).resolve())
-                and Path(file).resolve().is_relative_to(folder)
-                and loaded != f"study_{path.stem}"
-            ):
-                del sys.modules[loaded]
+        _forget(set(sys.modules) - there - {f"study_{path.stem}"}, folder)
+
+
+def _forget(modules: set[str], folder: Path) -> None:
+    """Let another study import files of its own by the names of those in the folder."""
+    for name in modules:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file and is_users(Path(file).resolve()) and Path(file).resolve().is_relative_to(folder):
+            del sys.modules[name]
 
 
 def _module_at(path: Path) -> ModuleType:

@@ -92,7 +92,11 @@ def test_the_library_imports_nothing_of_its_siblings(module):
 def test_rooms_of_the_library_look_one_way(module):
     if module.startswith("dit."):
         room = module.split(".")[1]
-        allowed = {f"dit.{name}" for name in MAY_IMPORT[room] | {room}} | {"dit.errors", "dit.__version__"}
+        allowed = {f"dit.{name}" for name in MAY_IMPORT[room] | {room}} | {
+            "dit.duration",
+            "dit.errors",
+            "dit.__version__",
+        }
         assert reaches(imports(module), "dit") == reaches(imports(module), *allowed)
 
 
@@ -100,10 +104,7 @@ def test_no_room_is_crowded():
     for room in MAY_IMPORT:
         assert len(list((ROOT / "dit" / room).glob("*.py"))) < 20
     assert {path.name for path in (ROOT / "dit").glob("*.py")} == {
-        "__init__.py",
-        "__main__.py",
-        "config.py",
-        "errors.py",
+        *("__init__.py", "__main__.py", "config.py", "duration.py", "errors.py")
     }
 
 
@@ -126,7 +127,7 @@ def test_experiments_only_declare(module):
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("analysis")])
 def test_analysis_reads_records_and_trains_nothing(module):
-    readers = ("dit.__version__", "dit.config", "dit.errors", "dit.design", "dit.store")
+    readers = ("dit.__version__", "dit.config", "dit.duration", "dit.errors", "dit.design", "dit.store")
     found = imports(module)
     assert not reaches(found, *FRAMEWORKS, "sweeps", "experiments")
     assert reaches(found, "dit") == reaches(found, *readers)
@@ -149,10 +150,10 @@ def test_sweeps_know_no_science_and_only_workers_need_jax(module):
 
 
 def test_the_formula_does_not_know_the_network():
-    for module in ("dit.design.flops", "dit.design.unet_flops", "dit.design.blocks"):
+    for module in ("dit.design.flops", "dit.design.unet.flops", "dit.design.blocks"):
         assert reaches(imports(module), "dit") == reaches(imports(module), "dit.design", "dit.errors")
     for module in ("dit.model.transformer", "dit.model.unet", "dit.model.unet_blocks"):
-        assert not reaches(imports(module), "dit.design.flops", "dit.design.unet_flops")
+        assert not reaches(imports(module), "dit.design.flops", "dit.design.unet.flops")
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -86,7 +86,7 @@ def _over_gflops(axes: Axes, rows: Frame, metric: str, looks: Looks) -> float | 
     points = over_seeds(rows[rows[metric].notna()], ["size", "patch_size", "gflops"], metric)
     for point in points.itertuples():
         bar(axes, point.gflops, point.mean, point.sd, looks.cell(str(point.size), int(point.patch_size)))  # type: ignore[arg-type]
-    if len(points) < 3:
+    if len(points) < 3 or points["mean"].nunique() < 2:
         return None
     correlation = log_correlation(points["gflops"], points["mean"])
     axes.set_title(f"r = {correlation:.2f}".replace("-", "−"), color=INK, loc="right")

@@ -32,7 +32,7 @@ from analysis.report.tables import cell_table, failures, protocol_table, score_t
 from analysis.report.words import protocol_words, summary
 from analysis.results import StudyResults, losses
 from analysis.style import STYLES
-from dit.design.duration import duration
+from dit.duration import duration
 from dit.errors import UserError
 from dit.store.files import write_text
 from dit.store.study import load_study

@@ -141,7 +141,7 @@ def protocol_table(study: StudyResults) -> Table:
         {
             "protocol": key,
             "in words": describe(study.protocols[key]),
-            "features": study.protocols[key].get("features"),
+            "features": str(study.protocols[key].get("features")).partition("@")[0],
             "reference": study.protocols[key].get("reference"),
             "scores": int(count),
             "floor": study.floors.get(key),

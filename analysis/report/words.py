@@ -15,7 +15,7 @@ from analysis.report.tables import cells_of, written
 from analysis.results import StudyResults
 from analysis.seeds import mean_and_deviation
 from dit.design.blocks import block_label
-from dit.design.duration import duration
+from dit.duration import duration
 
 _CELL = ["block", "size", "patch_size"]
 

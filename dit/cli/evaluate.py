@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from dit.design.config import Precision
 from dit.design.metrics import ADM, metric, metrics
+from dit.design.parts import reference_to
 from dit.errors import UserError
 from dit.hosts import distributed
 from dit.score.features import Extractor, NetworkExtractor, column, extractor_names, make_extractor
@@ -47,6 +48,8 @@ DRAWN: dict[str, tuple[Any, str]] = {
     "precision": (str, "number format of the model's products"),
 }
 """How samples were drawn: the fields of the protocol that an option may give, with their types and what they are."""
+YOUNGER = ("sampler_options", "sampler_source", "cfg_interval")
+"""What samples may say besides, where it is set."""
 FORMAT = "model_precision"
 """Name of `precision` in a row, where `precision` is a score."""
 CHOICES = {"precision": get_args(Precision)}
@@ -60,15 +63,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--reference", required=True, help="file of `dit reference`, ADM batch, images, or data set by name")
     add(
         "--extractor",
-        choices=extractor_names(),
         default="inception",
-        help="what makes features of images (default: inception)",
+        help=f"what makes features of images: {', '.join(extractor_names())} or one's own (default: inception)",
     )
     add("--weights", help="Inception weights: .pth, .safetensors or .pb; random:SEED for a demonstration")
     add(
         "--metrics",
         nargs="+",
-        type=_metric,
         metavar="METRIC",
         help=f"some of {', '.join(known)} (default: {', '.join(ADM)})",
     )
@@ -95,10 +96,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         else:
             drawn.add_argument(option, type=kind, choices=CHOICES.get(name), help=what)
     distributed.declare(parser)
-
-
-def _metric(name: str) -> str:
-    return metric(name).name
 
 
 def run(args: argparse.Namespace) -> None:
@@ -157,6 +154,9 @@ def _ready(args: argparse.Namespace) -> tuple[Extractor, Loaded | None]:
     from sweeps.study import run_kept_of
 
     _check(args)
+    if is_checkpoint(Path(args.samples)):
+        run_kept_of(Path(args.samples))
+    args.metrics = args.metrics and [metric(name).name for name in args.metrics]
     extractor = make_extractor(args.extractor, args.weights, args.batch_size)
     if not is_checkpoint(Path(args.samples)):
         return extractor, None
@@ -165,7 +165,6 @@ def _ready(args: argparse.Namespace) -> tuple[Extractor, Loaded | None]:
             raise UserError(
                 f"{option} with a checkpoint: its averaged weights are drawn from, and decoded by --vae; leave it out"
             )
-    run_kept_of(Path(args.samples))
     return extractor, open_checkpoint(Path(args.samples), declared=Declared(key=args.key))
 
 
@@ -253,11 +252,12 @@ def _row(
     """The result with everything it depends on; `protocol` hashes all of that but the samples themselves."""
     from dit.design.config import digest
 
-    unknown = sorted(set(images.protocol) - set(DRAWN))
+    unknown = sorted(set(images.protocol) - {*DRAWN, *YOUNGER})
     if unknown:
         say(f"left out of the row: {', '.join(unknown)} in the samples' protocol (known: {', '.join(DRAWN)})")
     given = {name: getattr(args, name) for name in DRAWN}
     drawn = {name: images.protocol.get(name) if value is None else value for name, value in given.items()}
+    drawn |= {name: images.protocol[name] for name in YOUNGER if name in images.protocol}
     precision = drawn.pop("precision")
     if precision not in (None, "float32"):  # younger than the first scores, which keep their protocol's hash
         drawn[FORMAT] = precision
@@ -279,6 +279,7 @@ def _row(
         "intervals": {name: [found.low, found.high] for name, found in named.items() if found.low is not None},
         "spreads": {name: found.spread for name, found in named.items() if found.spread is not None},
         **protocol,
+        **({"metrics": own} if (own := [reference_to(metric(name)) for name in scores if metric(name).source]) else {}),
         "samples": images.source,
         "samples_sha256": images.sha256,
         "protocol": digest(protocol),

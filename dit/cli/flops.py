@@ -13,10 +13,12 @@ import argparse
 
 from analysis import published
 from analysis.tables import FORMATS, render
-from dit.design import flops, unet_flops, unet_models
+from dit.design import flops
 from dit.design.config import BLOCKS, DATASETS, LADDERS, DataConfig, Model, ModelConfig, model_config
 from dit.design.rows import Row
 from dit.design.unet import UNetConfig
+from dit.design.unet import flops as unet_flops
+from dit.design.unet import models as unet_models
 from dit.errors import UserError
 
 _CELL: tuple[str, ...] = ("block", "size", "patch_size", "image_size", "tokens", "params", "gflops", "paper_gflops")

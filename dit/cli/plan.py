@@ -134,6 +134,7 @@ def _bill(args: argparse.Namespace, study: str, runs: tuple[Any, ...], style: st
         args.memory or "auto",
         load_prices(args.prices).get(machine.chip.kind),
         probes,
+        args.study,
     )
     settings.shape  # noqa: B018  # refuse a mesh of another size before anything is compiled
     if args.precision:

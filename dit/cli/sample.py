@@ -40,9 +40,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--sampler",
-        choices=names(Sampler),
         default="ddpm",
-        help="one that fits what the model was trained on (default: ddpm)",
+        help=f"one that fits what the model was trained on: {', '.join(names(Sampler))} or one's own (default: ddpm)",
     )
     add(
         "--sampler-option",

@@ -125,6 +125,6 @@ def _totals(rows: list[dict[str, Any]]) -> str:
 
 
 def _duration(seconds: float | None) -> str:
-    from dit.design.duration import duration
+    from dit.duration import duration
 
     return "unknown" if seconds is None else duration(seconds)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 from dit.design.data import Data, loaded
-from dit.design.parts import latest, named
+from dit.design.parts import find, named
 
 Batch = tuple[Float32[np.ndarray, "B I I C"], Int32[np.ndarray, " B"]]
 
@@ -23,15 +23,18 @@ class Dataset(Protocol):
         ...
 
 
-@functools.cache
 def load_images(name: str, source: str | None = None) -> tuple[UInt8[np.ndarray, "N I I C"], Int32[np.ndarray, " N"]]:
     """All images (uint8 NHWC) and labels of a data set of pixels; without a `source`, of the one of that name made last.
 
     Raises:
         UserError: for an unknown name, a data set of latents, or what its record's loader gives that is not what the record says.
     """
-    made = latest(Data, name) if source is None else None
-    return loaded(made or named(Data, name, source or ""))
+    return _loaded(find(Data, name) if source is None else named(Data, name, source))
+
+
+@functools.cache
+def _loaded(data: Data) -> tuple[np.ndarray, np.ndarray]:
+    return loaded(data)
 
 
 class ImageDataset:

@@ -154,5 +154,7 @@ def to_model(pixels: UInt8[np.ndarray | jax.Array, "*shape"]) -> Float32[np.ndar
 def to_uint8(images: Float32[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
     """[-1, 1] to uint8 by truncating clamp(127.5 x + 128, 0, 255); a value that is not a number is an error."""
     if not np.isfinite(images).all():
-        raise UserError("a decoded image holds values that are not numbers; the latents or the autoencoder are broken")
+        raise UserError(
+            "an image holds values that are not numbers: look at the model, its objective and sampler, or the autoencoder"
+        )
     return np.clip(np.float32(127.5) * images + np.float32(128), 0, 255).astype(np.uint8)

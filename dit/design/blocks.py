@@ -5,6 +5,7 @@ One's own is one more record, made in the study's own file. The counts are close
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from dit.design.parts import Part, builtin, digest, latest, named, names
 from dit.errors import UserError
 
 if TYPE_CHECKING:
-    from dit.design.config import ModelConfig
+    from dit.design.config import ModelConfig, RunConfig
 
 CONDITION_TOKENS = 2
 """Timestep and label, each a token, where a block is conditioned by "tokens" or "memory"."""
@@ -62,11 +63,16 @@ class Block(Part):
     marker: str = "o"
     dash: tuple[float | int, ...] | Literal["-", "--", "-.", ":"] = "-"
 
-    def as_data(self, models: Iterable[ModelConfig] = ()) -> dict[str, Any]:
-        """Its looks and how it is conditioned, and the counts of the models that have it."""
-        its = [model for model in models if (model.block, model.block_source) == (self.name, self.source)]
+    def as_data(self, runs: Iterable[RunConfig] = ()) -> dict[str, Any]:
+        """Its looks and how it is conditioned, and the counts of the models that have it, of every size of their ladders."""
+        models: Iterable[Any] = dict.fromkeys(run.model for run in runs)
+        its = [one for one in models if (one.block, getattr(one, "block_source", "")) == (self.name, self.source)]
         told = {name: value for name, value in super().as_data().items() if name not in ("make", "count")}
-        return told | {"counts": {_key(one): _as_lists(self.count(one, self.tokens(one))) for one in its if self.count}}
+        counts = {_key(one): _as_lists(self.count(one, self.tokens(one))) for one in its if self.count}
+        for one in (size for model in its for size in _ladder(model) if _key(size) not in counts):
+            with contextlib.suppress(Exception):  # the user's code, of a model that the study does not have
+                counts |= {_key(one): _as_lists(self.count(one, self.tokens(one)))} if self.count else {}
+        return told | {"counts": counts}
 
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> dict[str, Any]:
@@ -97,6 +103,14 @@ class Table:
                 f"block '{self.name}' was not counted for {model.size}/{model.patch_size}: sweep the study again"
             )
         return {name: Count(*count) for name, count in self.counts[_key(model)].items()}
+
+
+def _ladder(model: ModelConfig) -> list[ModelConfig]:
+    """The model in every size of its ladder."""
+    from dit.design.config import LADDERS
+
+    sizes = LADDERS.get(model.ladder, {}).items()
+    return [dataclasses.replace(model, size=name, **dataclasses.asdict(size)) for name, size in sizes]
 
 
 def _key(model: ModelConfig) -> str:

@@ -19,12 +19,12 @@ from dit.design.blocks import Block
 from dit.design.checks import require_choice, require_kind, require_number, require_positive, require_whole
 from dit.design.data import DATASETS as DATASETS
 from dit.design.data import DataConfig
-from dit.design.features import canonical_features
+from dit.design.features import Features
 from dit.design.guidance import WeakModel, check_guidance, from_json_values, plan_of
 from dit.design.metrics import canonical, column, from_record
 from dit.design.objectives import ObjectiveConfig
 from dit.design.parts import digest as digest
-from dit.design.parts import settle, without_defaults
+from dit.design.parts import settle, without_defaults, written
 from dit.design.samplers import Sampler
 from dit.design.schedule import DiffusionConfig
 from dit.design.unet import UNetConfig
@@ -228,7 +228,7 @@ class Evaluation:
         settle(self, "sampler_source", Sampler, self.sampler)
         object.__setattr__(self, "sampler_options", tuple(sorted(self.sampler_options)))
         check_guidance(self)
-        object.__setattr__(self, "features", canonical_features(self.features))
+        object.__setattr__(self, "features", written(Features, self.features, required=False))
         object.__setattr__(self, "metrics", canonical(self.metrics))
         require_choice(self.precision, get_args(Precision), "precision")
         optional = ["cfg_channels"] * (self.cfg_channels is not None)
@@ -319,6 +319,20 @@ class RunConfig:
         fields["objective"] = self.objective.identity
         younger = {"guard": dataclasses.asdict(Guard()), "objective": {"name": "ddpm"}}
         return without_defaults(fields, precision="float32", **younger)
+
+    @property
+    def own_parts(self) -> set[tuple[str, str, str]]:
+        """Kind, name and source of each part of the user's own that it rests on."""
+        chosen = [
+            ("Data", self.data.name, self.data.source),
+            ("Block", self.model.block, getattr(self.model, "block_source", "")),
+            ("Objective", self.objective.name, self.objective.source),
+        ]
+        for one in self.evaluations:
+            chosen.append(("Sampler", one.sampler, one.sampler_source))
+            written = [("Features", one.features), *(("Metric", name) for name in one.metrics)]
+            chosen += [(kind, *text.partition("@")[::2]) for kind, text in written]
+        return {one for one in chosen if one[2]}
 
     @functools.cached_property
     def hash(self) -> str:

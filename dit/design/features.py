@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dit.design.metrics import INCEPTION, reference_to, require_name, written
-from dit.design.parts import Part, latest
+from dit.design.data import Data
+from dit.design.metrics import INCEPTION, require_name
+from dit.design.parts import Part, find, settle
 from dit.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Features(Part):
             be None.
         channels: image channels that it takes.
         label: what it is called in words.
-        data: the data set on which its small classifier is trained.
+        data: the data set on which its small classifier is trained, by name; its source is found by itself.
         image_size: height and width that it takes; None for any.
     """
 
@@ -40,6 +41,7 @@ class Features(Part):
     label: str = ""
     data: str = ""
     image_size: int | None = None
+    data_source: str = ""
 
     def __post_init__(self) -> None:
         require_name(self)
@@ -47,6 +49,7 @@ class Features(Part):
             raise UserError(
                 f"features '{self.name}': give make=, a function of images, or data=, the name of a data set"
             )
+        settle(self, "data_source", Data, self.data, required=bool(self.data))
         object.__setattr__(self, "label", self.label or self.name)
         super().__post_init__()
 
@@ -56,21 +59,13 @@ Features("digits", channels=1, label="digits", data="digits", image_size=8)
 Features("mnist", channels=1, label="mnist", data="mnist", image_size=32)
 
 
-def canonical_features(chosen: str | Features) -> Any:
-    """Features as a configuration writes them: the name, and for a user's own `name@source`. What is unknown stays as it is."""
-    if isinstance(chosen, Features):
-        return reference_to(chosen)
-    made = latest(Features, chosen) if isinstance(chosen, str) and "@" not in chosen else None
-    return chosen if made is None else reference_to(made)
-
-
 def features_of(run: RunConfig, name: str) -> Features:
     """The features of an evaluation of the run.
 
     Raises:
         UserError: if there are none of that name, or they take other images than the run's samples.
     """
-    found = written(Features, name)
+    found = find(Features, name)
     channels, size = (3 if run.data.is_latent else run.data.in_channels), run.data.image_size
     if run.data.is_latent and found.name != INCEPTION and not found.source:
         raise UserError(f"features '{found.name}' cannot score images decoded from latents: expected inception")

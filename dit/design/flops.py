@@ -1,4 +1,4 @@
-"""Multiply-adds and parameters of a diffusion transformer, in closed form; a U-Net's are in `dit.design.unet_flops`.
+"""Multiply-adds and parameters of a diffusion transformer, in closed form; a U-Net's are in `dit.design.unet.flops`.
 
 Convention: **one multiply-add is one flop**, as in the paper (its first author calls the count "effectively MACs"), for one image
 and one forward pass, the VAE excluded. Counted: every matrix product, the attention's two included; the conditioning MLP of a
@@ -10,11 +10,11 @@ derivations that the tests hold equal.
 
 from __future__ import annotations
 
-from dit.design import unet_flops
 from dit.design.blocks import Count, block_of
 from dit.design.config import Evaluation, Model, ModelConfig, RunConfig
-from dit.design.guidance import plan_of
+from dit.design.guidance import calls_of
 from dit.design.unet import UNetConfig
+from dit.design.unet import flops as unet_flops
 from dit.errors import UserError
 
 FREQUENCIES = 256  # width of the sinusoidal timestep features
@@ -104,9 +104,7 @@ def sampling_gflops(model: Model, sampling_steps: int, cfg_scale: float = 1.0) -
 
 def model_calls(run: RunConfig, evaluation: Evaluation) -> tuple[int, int]:
     """How often an image's sampler calls the model, and at how many of these calls guidance acts."""
-    plan = plan_of(run, evaluation)
-    calls = evaluation.sampling_steps if plan is None else plan.nfe
-    guided = calls if plan is None else plan.guided_calls
+    calls, guided = calls_of(run, evaluation)
     return calls, guided if evaluation.cfg_scale != 1.0 else 0
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dit.design.parts import is_known, named
-from dit.design.samplers import Plan, Sampler, plan
+from dit.design.samplers import Counted, Plan, Sampler, drawing, plan
 from dit.errors import UserError
 
 if TYPE_CHECKING:
@@ -80,11 +80,22 @@ def plan_of(run: RunConfig, evaluation: Evaluation) -> Plan | None:
                 raise UserError(f"autoguidance by {weak.run}, of {what} '{theirs}': {expected}")
     if not run.objective.is_known or not is_known(Sampler, evaluation.sampler, evaluation.sampler_source):
         return None
-    return plan(
-        run.objective,
-        run.diffusion,
-        sampler_of(evaluation),
-        evaluation.sampling_steps,
-        evaluation.sampler_options,
-        evaluation.cfg_interval,
-    )
+    sampler = sampler_of(evaluation)
+    if isinstance(sampler.visits, Counted):
+        return None
+    return plan(run.objective, run.diffusion, sampler, *drawing(evaluation))
+
+
+def calls_of(run: RunConfig, evaluation: Evaluation) -> tuple[int, int]:
+    """How often an image's sampler calls the model, and at how many of these calls guidance would act.
+
+    Where a part of the user's own was not read, one call a step is taken for granted.
+    """
+    found = plan_of(run, evaluation)
+    if found is not None:
+        return found.nfe, found.guided_calls
+    is_there = is_known(Sampler, evaluation.sampler, evaluation.sampler_source)
+    counted = sampler_of(evaluation).visits if is_there else None
+    if isinstance(counted, Counted):
+        return counted.of(run, evaluation)
+    return evaluation.sampling_steps, evaluation.sampling_steps

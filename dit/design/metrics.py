@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from dit.design.parts import P, Part, is_known, latest, named, names, nearest
+from dit.design.parts import Part, find, latest, names, nearest, written
 from dit.errors import UserError
 
 NEEDS = ("pooled", "real_pooled", "spatial", "real_spatial", "logits", "features", "reference", "manifolds", "seed")
@@ -72,11 +72,6 @@ class Metric(Part):
         """Whether pooled features of the single samples have to be kept for it."""
         return bool({"features", "manifolds"} & set(self.needs))
 
-    @property
-    def facts(self) -> dict[str, str]:
-        """What a reader has to be told of a metric of the user's own."""
-        return {"name": self.name, "source": self.source, "better": self.better, "label": self.label}
-
 
 def require_name(part: Part) -> None:
     """Refuse a name that would make no column.
@@ -88,25 +83,9 @@ def require_name(part: Part) -> None:
         raise UserError(f"{part.word} {part.name!r}: expected a name of letters, digits and '_'")
 
 
-def written(kind: type[P], text: str) -> P:
-    """The part that `name` or `name@source` stands for; of several sources of a name the one made last.
-
-    Raises:
-        UserError: if there is none, with the nearest name there is.
-    """
-    name, _, source = text.partition("@")
-    made = latest(kind, name)
-    return named(kind, name, source) if source or made is None else made
-
-
-def reference_to(part: Part) -> str:
-    """How a part is written in a configuration: its name, and with a source `name@source`."""
-    return f"{part.name}@{part.source}" if part.source else part.name
-
-
 def metrics() -> list[Metric]:
     """All metrics, the package's first; of several sources of a name the one made last."""
-    return [written(Metric, name) for name in names(Metric)]
+    return [one for name in names(Metric) if (one := latest(Metric, name))]
 
 
 ADM = ("fid", "sfid", "inception_score", "precision", "recall")
@@ -153,30 +132,28 @@ Metric(
 )
 
 
+def _full(name: Any) -> Any:
+    return next((one.name for one in metrics() if one.short == name and name), name)
+
+
 def metric(name: str) -> Metric:
     """The metric of that name, short name or `name@source`.
 
     Raises:
         UserError: if there is none, with the nearest name there is.
     """
-    return written(Metric, next((one.name for one in metrics() if one.short == name), name))
+    return find(Metric, _full(name))
 
 
 def canonical(chosen: Iterable[str | Metric]) -> tuple[str, ...]:
     """The metrics of an evaluation as a configuration writes them, the Fréchet distance first, which is always taken.
-
-    One with a source is taken as it is written: its code may not be at hand where a folder is only read.
 
     Raises:
         UserError: for a name that is no metric's.
     """
     if isinstance(chosen, str):
         raise UserError(f"metrics is {chosen!r}: expected a sequence of names, as ({chosen!r},)")
-    texts = [
-        one if isinstance(one, str) and "@" in one else reference_to(one if isinstance(one, Metric) else metric(one))
-        for one in chosen
-    ]
-    return tuple(dict.fromkeys(["fid", *texts]))
+    return tuple(dict.fromkeys(["fid", *(written(Metric, _full(one)) for one in chosen)]))
 
 
 def from_record(fields: dict[str, Any]) -> dict[str, Any]:
@@ -219,9 +196,3 @@ def in_order(columns: Iterable[str]) -> list[str]:
     known = [one.name for one in metrics()]
     found = {name: of_column(name) for name in columns}
     return sorted(found, key=lambda name: (known.index(one.name) if (one := found[name]) else len(known), name))
-
-
-def describe(facts: dict[str, Any]) -> None:
-    """Make a metric known by what a folder tells of it (`Metric.facts`), unless its code is at hand."""
-    if not is_known(Metric, facts["name"], facts["source"]):
-        Metric(**facts)

@@ -52,14 +52,14 @@ class Part:
         """The values that its source is the hash of."""
         return {name: value for name, value in self.fields().items() if name not in ("source", *self.beside)}
 
-    def as_data(self, models: Iterable[Any] = ()) -> dict[str, Any]:
-        """What is plain data of it, for a study's record; `models` are those of the study."""
+    def as_data(self, runs: Iterable[Any] = ()) -> dict[str, Any]:
+        """What is plain data of it, for a study's record; `runs` are those of the study."""
         return {"kind": type(self).__name__, **{name: one for name, one in self.fields().items() if _is_plain(one)}}
 
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> dict[str, Any]:
         """The fields that `as_data` told of."""
-        return {name: tuple(one) if isinstance(one, list) else one for name, one in data.items()}
+        return {name: _frozen(one) for name, one in data.items()}
 
 
 P = TypeVar("P", bound=Part)
@@ -82,6 +82,7 @@ def register(part: Part) -> None:
         raise UserError(f"{part.word} '{part.name}' is made twice in the study's file: choose another name")
     if part.source:
         _MADE[key] = part
+        _PARTS.pop((*key, part.source), None)  # the one made last comes last
     _PARTS[*key, part.source] = part
 
 
@@ -118,19 +119,45 @@ def named(kind: type[P], name: str, source: str = "") -> P:
     return found  # type: ignore[return-value]  # registered under its own kind
 
 
-def settle(owner: Any, name: str, kind: type[Part], part: str, required: bool = True) -> None:
-    """Fill the field `name` of a frozen configuration with the source of the part that it names, where it is not given.
+def find(kind: type[P], text: str) -> P:
+    """The part that `name` or `name@source` stands for; of several sources of a name the study's, else the one made last.
+
+    Raises:
+        UserError: if there is none, with the nearest name there is.
+    """
+    name, _, source = text.partition("@")
+    made = None if source or (kind, name, "") in _PARTS else latest(kind, name)
+    if made is None:
+        return named(kind, name, source)
+    _MADE[kind, name] = made  # of a module that was imported before: the study's all the same
+    return made
+
+
+def settle(owner: Any, field: str, kind: type[Part], name: str, required: bool = True) -> None:
+    """Fill a field of a frozen configuration with the source of the part that it names, where it is not given.
 
     Raises:
         UserError: if there is no such part and one is `required`.
     """
-    if not getattr(owner, name) and (kind, part, "") not in _PARTS:
-        made = _MADE.get((kind, part)) or latest(kind, part)
-        if made is None and required:
-            named(kind, part)
-        if made is not None:
-            _MADE[kind, part] = made  # of a module that was imported before: the study's all the same
-        object.__setattr__(owner, name, "" if made is None else made.source)
+    if not getattr(owner, field) and (required or latest(kind, name)):
+        object.__setattr__(owner, field, find(kind, name).source)
+
+
+def reference_to(part: Part) -> str:
+    """How a part is written where its source has no field of its own: its name, and with a source `name@source`."""
+    return f"{part.name}@{part.source}" if part.source else part.name
+
+
+def written(kind: type[P], chosen: str | P, required: bool = True) -> Any:
+    """The same for a part or its name. What has a source stays as it is: its code may not be at hand where a folder is only read.
+
+    Raises:
+        UserError: for a name that is no part's and is `required`; others stay as they are.
+    """
+    if not isinstance(chosen, str):
+        return reference_to(chosen) if isinstance(chosen, kind) else chosen
+    is_known = "@" not in chosen and (required or latest(kind, chosen) is not None)
+    return reference_to(find(kind, chosen)) if is_known else chosen
 
 
 def is_known(kind: type[Part], name: str, source: str = "") -> bool:
@@ -139,8 +166,9 @@ def is_known(kind: type[Part], name: str, source: str = "") -> bool:
 
 
 def latest(kind: type[P], name: str) -> P | None:
-    """The part of that name that was made last, of any source."""
-    return next((part for part in reversed(every(kind)) if part.name == name), None)
+    """The part of that name of any source: the study's that is being loaded, else the one made last."""
+    made = _MADE.get((kind, name))
+    return made or next((part for part in reversed(every(kind)) if part.name == name), None)  # type: ignore[return-value]
 
 
 def names(kind: type[Part]) -> list[str]:
@@ -190,7 +218,8 @@ class Absent:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse."""
         raise UserError(
-            f"{self.word} '{self.name}' is code of the study's own file, which only sweep, worker, sample and evaluate run"
+            f"{self.word} '{self.name}' is code of the study's own file, which only sweep, worker, sample and evaluate run: "
+            "give the file in place of the folder"
         )
 
 
@@ -206,6 +235,10 @@ def load(target: Any) -> Any:
         return target
     module, _, attributes = target.partition(":")
     return operator.attrgetter(attributes)(importlib.import_module(module))
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _is_plain(value: Any) -> bool:

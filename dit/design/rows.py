@@ -21,7 +21,7 @@ from typing import Any
 from dit.design import flops
 from dit.design.config import Evaluation, RunConfig, digest, to_json
 from dit.design.guidance import from_json_values
-from dit.design.metrics import from_record, of_column
+from dit.design.metrics import column, from_record, of_column
 from dit.errors import UserError
 
 Row = dict[str, Any]
@@ -216,6 +216,17 @@ def recorded_evaluation(value: dict[str, Any]) -> Evaluation:
         return Evaluation(**from_record(from_json_values(value["evaluation"])))
     except (TypeError, KeyError) as error:
         raise UserError(f"not an evaluation of this version: {error}") from error
+
+
+def own_columns(metrics: Iterable[str], features: str) -> dict[str, str]:
+    """Columns of metrics of the user's own, each with the metric as `name@source`."""
+    return {column(one, features): one for one in metrics if "@" in one}
+
+
+def outdated(columns: dict[str, str], declared: Iterable[str]) -> set[str]:
+    """Those `own_columns` that were taken by other code than the metrics of their names have now."""
+    now = {one.partition("@")[0]: one for one in declared}
+    return {name for name, one in columns.items() if now.get(one.partition("@")[0], one) != one}
 
 
 def recorded_metrics(value: dict[str, Any]) -> tuple[str, ...]:

@@ -8,10 +8,11 @@ steps themselves live in `dit.diffusion.samplers`; one's own sampler is a record
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -31,6 +32,9 @@ from dit.design.schedule import (
     respace,
 )
 from dit.errors import UserError
+
+if TYPE_CHECKING:
+    from dit.design.config import Evaluation, RunConfig
 
 Options = Mapping[str, Any]
 Visits = Callable[[np.ndarray, Options], np.ndarray]
@@ -91,9 +95,56 @@ class Sampler(Part):
         require_positive(self, "calls")
         super().__post_init__()
 
+    def as_data(self, runs: Iterable[RunConfig] = ()) -> dict[str, Any]:
+        """Its fields; where code of the user's says at which levels it calls the model, how often it does in the study."""
+        told = super().as_data()
+        if not (callable(self.visits) or callable(self.timesteps)):
+            return told
+        mine = (self.name, self.source)
+        its = [(run, one) for run in runs for one in run.evaluations if (one.sampler, one.sampler_source) == mine]
+        plans = {calls_key(run, one): plan(run.objective, run.diffusion, self, *drawing(one)) for run, one in its}
+        return told | {"counts": {key: [found.nfe, found.guided_calls] for key, found in plans.items()}}
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Its fields; what was code of where it calls the model becomes a table of counts."""
+        fields = super().from_data(data)
+        counts = fields.pop("counts", None)
+        return fields if counts is None else fields | {"visits": Counted(fields["name"], counts)}
+
     def fits(self, objective: Objective) -> bool:
         """Whether it draws from models trained on the objective."""
         return objective.process in self.processes
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Model calls of a user's sampler by evaluation, and the guided ones among them, as a study's record holds them."""
+
+    name: str
+    counts: Mapping[str, Sequence[int]]
+
+    def of(self, run: RunConfig, evaluation: Evaluation) -> tuple[int, int]:
+        """Of an evaluation of the run.
+
+        Raises:
+            UserError: for one that the study did not have.
+        """
+        key = calls_key(run, evaluation)
+        if key not in self.counts:
+            raise UserError(f"calls of sampler '{self.name}' were not counted for {run.run}: sweep the study again")
+        calls, guided = self.counts[key]
+        return calls, guided
+
+
+def drawing(evaluation: Evaluation) -> tuple[int, tuple[tuple[str, Any], ...], tuple[float, float] | None]:
+    """What of an evaluation `plan` is made for: steps, options and interval of guidance."""
+    return evaluation.sampling_steps, evaluation.sampler_options, evaluation.cfg_interval
+
+
+def calls_key(run: RunConfig, evaluation: Evaluation) -> str:
+    """What the number of calls depends on."""
+    return parts.digest([run.objective.identity, dataclasses.asdict(run.diffusion), *drawing(evaluation)])
 
 
 _HERE = "dit.diffusion.samplers:"

@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dit.design import unet_flops
 from dit.design.blocks import CONDITION_TOKENS, block_of
 from dit.design.config import Model, ModelConfig, Precision, RunArguments, RunConfig
 from dit.design.memory_rules import KEPT_ON_CPU, USABLE, Policy, state_bytes
 from dit.design.unet import UNetConfig
+from dit.design.unet import flops as unet_flops
 from dit.errors import UserError
 from dit.model.blocks import make_block
 from dit.model.compute import Compute, cast_params

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from dit.design.config import Evaluation, RunArguments, RunConfig, digest
-from dit.design.metrics import metric
 from dit.design.rows import recorded_metrics, recorded_row, step_columns
 from dit.errors import UserError
 from dit.hosts.processes import Processes
@@ -180,14 +179,12 @@ class Journal:
         if self.processes.leads:
             with whole(self.record.samples_path(evaluation), self.fence) as beside, open(beside, "wb") as file:
                 np.savez(file, images=found.images[:KEPT_SAMPLES], labels=found.labels[:KEPT_SAMPLES])
-            own = [metric(name).facts for name in evaluation.metrics if metric(name).source]
             value = {
                 "schema_version": store.EVALUATION_VERSION,
                 "evaluation": dataclasses.asdict(evaluation),
                 "scores": earlier | taken,
                 "protocol": protocol,
                 "floor": floor,
-                **({"own_metrics": own} if own else {}),
             }
             store.write_json(self.record.evaluation_path(evaluation), value, self.fence)
             self.record.drawn_path(evaluation).unlink(missing_ok=True)

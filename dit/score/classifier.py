@@ -67,7 +67,7 @@ def extractor(record: parts.Features, weights: str | None = None, batch_size: in
     """
     if weights is not None:
         raise UserError(f"--weights {weights} with extractor {record.name}, which trains its own: leave --weights out")
-    images, labels = load_images(record.data)
+    images, labels = load_images(record.data, record.data_source)
     model = nnx.eval_shape(lambda: _classifier(images, labels))
     graph, state = nnx.split(model)
     whose = record.name

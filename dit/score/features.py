@@ -24,8 +24,8 @@ from jaxtyping import UInt8
 
 from dit.design import features as parts
 from dit.design import metrics
-from dit.design.metrics import INCEPTION, reference_to, written
-from dit.design.parts import load, names
+from dit.design.metrics import INCEPTION
+from dit.design.parts import find, load, names, reference_to
 from dit.errors import UserError
 
 
@@ -92,7 +92,7 @@ def make_extractor(name: str, weights: str | None = None, batch_size: int = 32) 
     """
     base, _, precision = name.partition("-")
     known = precision in PRECISIONS and base == INCEPTION
-    record = written(parts.Features, base if known else name)
+    record = find(parts.Features, base if known else name)
     if callable(record.make):
         return OwnExtractor(record, record.make)
     return load(record.make)(record, weights, batch_size, *([precision] if known else []))

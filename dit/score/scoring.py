@@ -21,7 +21,8 @@ from dit.data.images import to_uint8
 from dit.data.shards import open_latents
 from dit.design.config import DataConfig, Evaluation, RunArguments, RunConfig, digest
 from dit.design.features import Features, features_of
-from dit.design.metrics import INCEPTION, metric, written
+from dit.design.metrics import INCEPTION, metric
+from dit.design.parts import find
 from dit.errors import UserError
 from dit.score import reference
 from dit.score.evaluation import Statistics, take_in
@@ -176,7 +177,7 @@ def scorer(features: str, data: str = "", inception: str = "", source: str = "")
 
 
 def _extractor(features: str, inception: str) -> Extractor:
-    if written(Features, features).name != INCEPTION:
+    if find(Features, features).name != INCEPTION:
         return make_extractor(features, None, SMALL_BATCH_SIZE)
     if inception.startswith("random:"):
         raise UserError(f"--inception {inception}: random weights score nothing; give the published file")

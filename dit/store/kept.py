@@ -9,13 +9,11 @@ and counts from study.json.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dit.design.blocks import Block
-from dit.design.config import ModelConfig
-from dit.design.data import Data
+from dit.design.config import RunConfig
 from dit.design.parts import Part, known
 from dit.errors import UserError
 from dit.store.paths import is_component
@@ -28,15 +26,15 @@ def hashes(files: Mapping[str, str]) -> dict[str, str]:
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in sorted(files.items())}
 
 
-def told(parts: Iterable[Part], models: list[ModelConfig], before: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def told(parts: Iterable[Part], runs: Sequence[RunConfig], before: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The parts as data, after those that the record told of `before` and that are no longer the study's: their runs are still there."""
-    now = [part.as_data(models) for part in parts]
+    now = [part.as_data(runs) for part in parts]
     return [one for one in before if one["source"] not in {part["source"] for part in now}] + now
 
 
-def read_parts(data: list[dict[str, Any]], kinds: tuple[type[Part], ...] = (Block, Data)) -> tuple[Part, ...]:
+def read_parts(data: list[dict[str, Any]]) -> tuple[Part, ...]:
     """Make the parts that a study's record tells of known; those of kinds that this version does not have are left out."""
-    by_name = {kind.__name__: kind for kind in (*kinds, *Part.__subclasses__())}
+    by_name = {kind.__name__: kind for kind in Part.__subclasses__()}
     return tuple(known(by_name[one["kind"]], one) for one in data if one.get("kind") in by_name)
 
 

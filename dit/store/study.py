@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dit.design.config import Evaluation, ModelConfig, RunConfig, from_json, to_json
+from dit.design.config import Evaluation, RunConfig, from_json, to_json
 from dit.design.parts import Part
 from dit.design.rows import recorded_metrics
 from dit.errors import UserError
@@ -118,18 +118,19 @@ def save_study(folder: Path, study: Study) -> None:
     check_study_folder(folder, study.name)
     path = folder / "study.json"
     present = read_json(path) if path.exists() else None
-    parts = told(
-        study.parts,
-        [run.model for run in study.runs if isinstance(run.model, ModelConfig)],
-        (present or {}).get("parts", []),
-    )
+    before = present or {}
+    own = (
+        study.parts if study.files else ()
+    )  # of a study that was read from its folder the record says more than what was read
+    parts = told(own, study.runs, before.get("parts", []))
+    files = hashes(study.files) or before.get("files", {})
     value = {
         "schema_version": SCHEMA_VERSION,
         "study": study.name,
         "doc": study.doc,
         "runs": [to_json(run) for run in study.runs],
         **({"parts": parts} if parts else {}),
-        **({"files": hashes(study.files)} if study.files else {}),
+        **({"files": files} if files else {}),
     }
     if present != json.loads(json.dumps(value)):
         for name, text in study.files.items():

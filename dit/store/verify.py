@@ -19,14 +19,15 @@ from pathlib import Path
 from dit.design.config import RunConfig
 from dit.errors import UserError
 from dit.store import manifest
-from dit.store.files import NO_DIGEST, leftovers, read_vouched, remove
+from dit.store.files import NO_DIGEST, leftovers, read_json, read_vouched, remove
+from dit.store.kept import FILE, FOLDER, checked
 from dit.store.lease import Attempt, attempts, is_gone, run_files
 from dit.store.metrics import read_logged
-from dit.store.study import DONE, RETRYABLE, RunStore, load_study
+from dit.store.study import DONE, EVALUATION_VERSION, RETRYABLE, RunStore, load_study
 
 DAMAGED, MISSING, FOREIGN, LEFTOVER, OLD = "damaged", "missing", "foreign", "leftover", "old"
 _STUDY_FILES = re.compile(
-    r"study\.json|arguments\.json|runs|cache|figures|forecasts|logs|queues|\.lock|[^.].*\.(html|csv|json|md)"
+    r"study(\.json|\.py)?|arguments\.(json|seal)|runs|cache|figures|forecasts|logs|queues|\.lock|[^.].*\.(html|csv|json|md)"
 )
 _RUN_FILES = re.compile(
     r"(config|status|data|imported)\.json|(environment|times)-\d+\.json|wandb|attempts|attempts/(\d+|cancel|retry)\.json"
@@ -59,7 +60,7 @@ def verify(folder: Path) -> list[Finding]:
         found += _record(path) if path.exists() else []
     try:
         runs = {run.run: run for run in load_study(folder).runs}
-        found += _record(folder / "study.json")
+        found += [*_record(folder / "study.json"), *_kept_files(folder)]
     except UserError as error:
         return [Finding(folder / "study.json", DAMAGED, str(error)), *found]
     present = sorted((folder / "runs").iterdir()) if (folder / "runs").is_dir() else []
@@ -71,6 +72,19 @@ def verify(folder: Path) -> list[Finding]:
         else:
             found += _Run(folder, runs[path.name]).findings()
     return found
+
+
+def _kept_files(folder: Path) -> Iterator[Finding]:
+    """The user's files beside the study that are not those that were swept, or none of its own."""
+    expected = read_json(folder / "study.json").get("files", {})
+    for name, sha256 in expected.items():
+        try:
+            checked(folder, {name: sha256})
+        except UserError as error:
+            yield Finding(folder / name, DAMAGED, str(error))
+    there = [folder / FILE, *sorted((folder / FOLDER).rglob("*"))]
+    known = {folder / name for name in expected} | {one for name in expected for one in (folder / name).parents}
+    yield from (_foreign(path) for path in there if path.exists() and path not in known and path.name != "__pycache__")
 
 
 def repair(findings: list[Finding]) -> Iterator[str]:
@@ -102,7 +116,7 @@ def _aside(path: Path) -> str:
 
 def _record(path: Path) -> list[Finding]:
     try:
-        vouched = read_vouched(path)[1]
+        vouched = read_vouched(path, EVALUATION_VERSION)[1]
     except (OSError, UserError) as error:
         return [Finding(path, DAMAGED, str(error))]
     return [] if vouched else [Finding(path, OLD, NO_DIGEST)]

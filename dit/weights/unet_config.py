@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dit.design.unet import UNetConfig
-from dit.design.unet_models import PUBLISHED
+from dit.design.unet.models import PUBLISHED
 from dit.errors import UserError
 from dit.weights.official_config import Declared
 from dit.weights.unet_names import CLASSES, NETWORK

@@ -18,7 +18,7 @@ from analysis.results import collect, losses
 from analysis.seeds import mean_and_deviation
 from dit.cli import main
 from dit.design import flops
-from dit.design.duration import duration
+from dit.duration import duration
 from dit.errors import UserError
 from dit.store.study import RunStore, Study, save_study
 

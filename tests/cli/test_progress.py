@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 from synthetic_study import cells
 
-from dit.design.duration import duration
 from dit.design.flops import scoring_gflops
+from dit.duration import duration
 from sweeps import progress
 from sweeps.progress import Progress, work
 

@@ -10,10 +10,11 @@ import pytest
 from flax import nnx
 
 from dit.config import DATASETS, SIZES, RunConfig, model_config
-from dit.design import flops, unet_flops
+from dit.design import flops
 from dit.design.config import from_json, to_json
 from dit.design.unet import UNetConfig
-from dit.design.unet_models import CASCADES, LADDERS, PUBLISHED, TABLE_6, paper_gflops, published, unet_config
+from dit.design.unet import flops as unet_flops
+from dit.design.unet.models import CASCADES, LADDERS, PUBLISHED, TABLE_6, paper_gflops, published, unet_config
 from dit.errors import UserError
 from dit.model.unet import UNet
 

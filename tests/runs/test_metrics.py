@@ -11,7 +11,7 @@ from test_run import RUN, compiled_once, finish
 from dit.data.batches import load_images
 from dit.design.config import Evaluation, digest
 from dit.design.features import Features
-from dit.design.metrics import Metric, canonical
+from dit.design.metrics import Metric, canonical, metric
 from dit.errors import UserError
 from dit.runs import run as product
 from dit.score.metrics.inception_score import inception_score
@@ -95,8 +95,8 @@ def test_a_users_own_metric_and_features_are_columns(tmp_path):
     value = recorded(tmp_path, run)
     assert list(value["scores"]) == ["fd_rows_of", "middle_rows_of", "precision_rows_of"]
     assert value["protocol"]["features"].startswith("rows_of@") and value["protocol"]["metric"] == "fd_rows_of"
-    (own,) = value["own_metrics"]
-    assert (own["name"], own["label"], own["better"]) == ("middle", "CM", "higher")
+    own = metric("middle").as_data()
+    assert (own["kind"], own["label"], own["better"]) == ("Metric", "CM", "higher")
     Metric("middle", of=lambda features, reference: 7.0, label="CM")  # other code under the name
     changed = run_of(features="rows_of", metrics=("middle", "precision"))
     assert changed.evaluations[0].key == run.evaluations[0].key

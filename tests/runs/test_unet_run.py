@@ -16,7 +16,7 @@ from dit.config import DATASETS, Evaluation, OptimConfig, RunArguments, RunConfi
 from dit.design import flops
 from dit.design.rows import planned_row, varied
 from dit.design.topology import MeshShape
-from dit.design.unet_models import unet_config
+from dit.design.unet.models import unet_config
 from dit.errors import UserError
 from dit.model import memory
 from dit.model.compute import Compute

@@ -10,7 +10,7 @@ from flax import nnx
 
 from dit.data.batches import load_images
 from dit.design import features as parts
-from dit.design.metrics import written
+from dit.design.parts import find
 from dit.errors import UserError
 from dit.score import classifier
 from dit.score.features import Extractor
@@ -18,7 +18,7 @@ from dit.score.features import Extractor
 
 @functools.cache
 def extractor():
-    return classifier.extractor(written(parts.Features, "digits"))
+    return classifier.extractor(find(parts.Features, "digits"))
 
 
 @functools.cache
@@ -57,7 +57,7 @@ def test_the_cached_file_is_read_and_not_trained_again(monkeypatch, cache):
     first = extractor()
     assert list(cache.glob("classifier-digits-*.npz"))
     monkeypatch.setattr(classifier, "_train", lambda *_: pytest.fail("trained again"))
-    again = classifier.extractor(written(parts.Features, "digits"))
+    again = classifier.extractor(find(parts.Features, "digits"))
     assert again.weights_sha256 == first.weights_sha256
     for one, other in zip(again.parameters, first.parameters, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -67,7 +67,7 @@ def test_another_recipe_is_another_file(monkeypatch, tmp_path):
     monkeypatch.setenv("DIT_CACHE", str(tmp_path))
     for steps in (1, 2):
         monkeypatch.setattr(classifier, "RECIPE", {**classifier.RECIPE, "steps": steps})
-        classifier.extractor(written(parts.Features, "digits"))
+        classifier.extractor(find(parts.Features, "digits"))
     assert len(list(tmp_path.glob("*.npz"))) == 2
     assert not list(tmp_path.glob(".*.npz*"))  # nothing half-written is left
 

@@ -23,7 +23,7 @@ def asked(tmp_path, monkeypatch):
     monkeypatch.setattr(compiled, "require_compiler", lambda hardware: None)
     requests = []
 
-    def ask(request, name):
+    def ask(request, name, module):
         requests.append(request)
         return REPORT | {"needed": len(requests)}
 
@@ -56,7 +56,7 @@ def test_everything_else_is(asked, monkeypatch):
     compiled.compiled(RUN, hardware("v5e-16"), "", "auto")
     monkeypatch.setattr(compiled, "versions", lambda: {"jax": "99"})
     compiled.compiled(RUN, V5E, "", "auto")
-    monkeypatch.setattr(compiled, "_source", lambda: "another step")
+    monkeypatch.setattr(compiled, "source", lambda: "another step")
     compiled.compiled(RUN, V5E, "", "auto")
     assert len(asked) == 9
 

@@ -19,7 +19,7 @@ from dit.store.study import load_study, save_study
 from sweeps.study import declared, run_kept
 
 PAGE = (Path(__file__).parents[2] / "docs/extending.md").read_text()
-STUDY, PICTURES = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+STUDY, PICTURES, HALFWAY = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 
 
 def write(folder, text=STUDY, **beside):
@@ -43,7 +43,7 @@ def test_the_study_of_the_page_is_kept_with_its_parts_as_data(gates):
     value = json.loads((folder / "study.json").read_text())
     assert (folder / "study.py").read_text() == STUDY and list(value["files"]) == ["study.py"]
     block, data = sorted(value["parts"], key=lambda part: part["kind"])
-    assert (block["name"], block["label"], len(block["counts"]), data["name"]) == ("gated", "Gates alone", 2, "spots")
+    assert (block["name"], block["label"], len(block["counts"]), data["name"]) == ("gated", "Gates alone", 8, "spots")
     assert {run.model.block_source for run in study.runs} == {"", block["source"]}
     assert {run.data.source for run in study.runs} == {data["source"]}
 
@@ -141,6 +141,23 @@ def test_a_block_without_a_count_is_counted_by_the_traced_model(tmp_path, capsys
 def test_a_study_of_the_version_before_is_read():
     study = load_study(Path(__file__).parents[2] / "tests/golden/study-before-parts")
     assert [run.run for run in study.runs] == [run.run for run in declared("demo").runs][:3] and not study.parts
+
+
+def test_the_page_s_sampler_is_counted_by_its_calls(tmp_path):
+    (run,) = declared(write(tmp_path, HALFWAY), check=True).runs
+    assert [flops.model_calls(run, one)[0] for one in run.evaluations] == [4, 8]
+    kinds = {kind for kind, _, _ in run.own_parts}
+    assert kinds == {"Objective", "Sampler", "Features", "Metric"}
+
+
+@pytest.mark.long
+def test_the_page_s_objective_sampler_features_and_metric_are_swept(tmp_path):
+    path, out = write(tmp_path, HALFWAY), str(tmp_path / "out")
+    for verb in (["sweep", path, "--out", out], ["results", out, "--json"]):
+        done = subprocess.run([sys.executable, "-m", "dit", *verb], text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert sorted(row["nfe"] for row in rows) == [4, 8] and all(row["gap_rows"] >= 0 for row in rows)
 
 
 @pytest.mark.long

@@ -7,7 +7,7 @@ from safetensors.numpy import load_file, save_file
 from dit.cli import main
 from dit.config import DATASETS, model_config
 from dit.design.unet import UNetConfig
-from dit.design.unet_models import PUBLISHED
+from dit.design.unet.models import PUBLISHED
 from dit.errors import UserError
 from dit.weights import official, unet_names
 from dit.weights.official_config import Declared, infer_model

@@ -17,7 +17,7 @@ Kind = Literal["adm", "ldm"]
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """A U-Net. `size` and `ladder` name a row of `dit.design.unet_models.LADDERS` or a published model, or say "custom".
+    """A U-Net. `size` and `ladder` name a row of `dit.design.unet.models.LADDERS` or a published model, or say "custom".
 
     Attributes:
         kind: "adm" has res blocks that resample, scale and shift, and plain attention; "ldm" has strided convolutions, shifts alone,
