@@ -2,7 +2,7 @@
 
 Question: which block is best at equal training; do Gflops rather than parameters set quality; are larger models more compute-efficient;
 can sampling compute buy back a small model?
-Command: `dit sweep mnist`, then `dit report runs/mnist`; docs/studies/mnist/ holds what came out.
+Command: `dit sweep mnist`, then `dit report runs/mnist`; docs/studies/mnist holds what came out.
 Cost: 144 cells (48 with three seeds) of 1,000 steps at batch 8; patch 2, with the 256 tokens of the paper, is four fifths of it.
 Expectation: the paper's order of blocks and the fall with Gflops in the training loss; in the distance only as far as 1,000 steps of 8
 images, 1.6 passes over the data, let samples come near to digits.

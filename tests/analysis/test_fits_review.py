@@ -23,7 +23,7 @@ from analysis.training_loss import as_scores
 
 @pytest.fixture(scope="module")
 def losses():
-    return observe(as_scores(collect("docs/studies/mnist")))
+    return observe(as_scores(collect("docs/studies/mnist.tar.xz")))
 
 
 @pytest.fixture(scope="module")

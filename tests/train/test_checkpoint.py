@@ -359,8 +359,9 @@ def test_a_damaged_checkpoint_of_the_same_step_is_written_anew(folder):
 
 
 def test_the_checkpoints_of_the_first_version_are_read(tmp_path):
-    """`golden/checkpoint-schema-1` was written by the version that saved without a thread."""
-    shutil.copytree(GOLDEN / "checkpoint-schema-1", tmp_path / "checkpoints")
+    """`golden/checkpoint-schema-1.tar.xz` was written by the version that saved without a thread."""
+    shutil.unpack_archive(GOLDEN / "checkpoint-schema-1.tar.xz", tmp_path)
+    (tmp_path / "checkpoint-schema-1").rename(tmp_path / "checkpoints")
     step, restored = latest(tmp_path / "checkpoints", pytest.fail, "run-a")
     assert step == 10
     assert same(restored, tree(10))
