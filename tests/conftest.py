@@ -33,6 +33,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
         os.environ["DIT_CACHE"] = before
 
 
+@pytest.fixture(autouse=True)
+def compiler_options():
+    """What a worker in this process tells the compiler is not for the next test's processes."""
+    before = os.environ.get("XLA_FLAGS", "")
+    yield
+    os.environ["XLA_FLAGS"] = before
+
+
 @pytest.fixture
 def golden():
     """Load one of the reference implementations' outputs by name."""

@@ -13,6 +13,7 @@ from tiny_extractor import some_images, tiny_extractor
 from dit import cli
 from dit.score import kept_samples
 from dit.score.features import Features, NetworkExtractor
+from dit.store.files import read_json
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,7 @@ def _row(capsys: pytest.CaptureFixture[str], *options: str) -> dict:
         cli.main(["evaluate", "samples.npz", "--reference", "real.npz", "--out", "row.json", "--json", *options]) == 0
     )
     (row,) = json.loads(capsys.readouterr().out)
-    assert row == json.loads(Path("row.json").read_text())
+    assert row == read_json(Path("row.json"))
     return row
 
 
@@ -91,7 +92,7 @@ def test_reference_made_before_or_on_the_way_gives_the_same_scores(capsys) -> No
     row = _row(capsys)
     assert cli.main(["reference", "real.npz", "--out", "ref.npz"]) == 0
     assert cli.main(["evaluate", "samples.npz", "--reference", "ref.npz", "--out", "again.json"]) == 0
-    assert json.loads(Path("again.json").read_text()) == row
+    assert read_json(Path("again.json")) == row
     assert "100 samples" in capsys.readouterr().out
 
 
@@ -180,7 +181,7 @@ def test_metrics_that_the_reference_cannot_give(capsys, monkeypatch) -> None:
     np.savez("bare.npz", mu=np.zeros(12), sigma=np.eye(12))
     assert cli.main(["reference", "bare.npz", "--made-with-resize", "tf1-bilinear-299", "--out", "declared.npz"]) == 0
     assert cli.main(["evaluate", "samples.npz", "--reference", "declared.npz", "--out", "row.json"]) == 0
-    row = json.loads(Path("row.json").read_text())
+    row = read_json(Path("row.json"))
     assert row["fid"] > 0 and row["sfid"] is None and row["precision"] is None
     error = _fault(capsys, "evaluate", "samples.npz", "--reference", "declared.npz", "--metrics", "precision")
     assert "no precision: the reference holds statistics only" in error

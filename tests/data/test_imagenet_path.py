@@ -34,6 +34,7 @@ from dit.score.features import Features, NetworkExtractor
 from dit.score.metrics.frechet import Gaussian, frechet_distance
 from dit.score.sampling import Sampler
 from dit.score.scoring import open_scorer
+from dit.store.files import read_json, write_json
 from dit.store.lease import LeaseLost
 from dit.store.study import RunStore, Study, save_study
 from dit.train.restore import open_checkpoint
@@ -238,8 +239,7 @@ def test_a_run_is_not_resumed_on_other_latents(inputs: Inputs, tmp_path: Path) -
     allowed[0] = True
     for _ in range(2):
         journal.trained_on(identity(dataset), "here")
-    value = json.loads(place.read_text())
-    place.write_text(json.dumps({**value, "latents": "0" * 64}))
+    write_json(place, {**read_json(place), "latents": "0" * 64})
     with pytest.raises(UserError, match="here holds other latents than this run was begun on"):
         journal.trained_on(identity(dataset), "here")
     journal.processes.tell = lambda name, value: {**value, "latents": "1" * 64}

@@ -11,21 +11,21 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AbstractMesh
 
 from dit.config import DATASETS, Evaluation, OptimConfig, RunArguments, RunConfig, model_config
 from dit.design import flops
-from dit.design.rows import planned_row, varied
-from dit.design.topology import MeshShape
+from dit.design.rows import planned_row, recorded_row, varied
+from dit.design.topology import AXES, MeshShape
+from dit.design.unet import flops as unet_flops
 from dit.design.unet.models import unet_config
 from dit.errors import UserError
 from dit.model import memory
-from dit.model.compute import Compute
-from dit.model.mesh import require_split, rule
+from dit.model.mesh import require_split, state_sharding
 from dit.model.unet import UNet
 from dit.runs import run as product
 from dit.runs.run import execute
 from dit.store.study import RunStore, read_metrics
-from dit.train.checkpoint import flatten
 from dit.train.restore import open_checkpoint
 from sweeps.memory import activation_bytes, estimate
 
@@ -68,7 +68,7 @@ def test_a_u_net_trains_resumes_bit_for_bit_samples_and_scores(tmp_path):
     for one, other in zip(jax.tree.leaves(whole.params), jax.tree.leaves(resumed.params), strict=True):
         np.testing.assert_array_equal(one, other)
     assert [row["step"] for row in read_metrics(place.path)] == [10, 20]
-    (scored,) = [value["row"] for value in place.evaluations()]
+    (scored,) = [recorded_row(RUN, "one", value) for value in place.evaluations()]
     assert np.isfinite(scored["fd_digits"])
     assert (scored["block"], scored["size"], scored["patch_size"]) == ("unet", "S", 0)
     assert scored["sampling_gflops"] == flops.sampling_gflops(RUN.model, 2, 1.5)
@@ -79,8 +79,8 @@ def test_every_parameter_has_a_place_on_a_mesh_and_tensor_is_refused():
     split = 0
     for model in (RUN.model, dataclasses.replace(RUN.model, kind="adm", attention=(8, 4))):
         params = nnx.split(nnx.eval_shape(lambda: UNet(model, rngs=nnx.Rngs(0))))[1]  # noqa: B023
-        for path, leaf in flatten(params).items():
-            split += "fsdp" in rule(path, leaf.shape, sizes)
+        places = state_sharding(params, AbstractMesh(sizes.sizes, AXES))
+        split += sum("fsdp" in place.spec for place in jax.tree.leaves(places))
     assert split > 40
     with pytest.raises(UserError, match="a U-Net is not split over tensor=2: spread it over data and fsdp"):
         require_split(RUN.model, MeshShape(tensor=2))
@@ -118,8 +118,10 @@ def test_a_u_net_over_data_and_fsdp_is_the_u_net_on_one_device():
 def test_the_estimate_of_memory_is_near_what_the_traced_step_keeps(change):
     run = dataclasses.replace(RUN, model=dataclasses.replace(RUN.model, **change))
     for remat in ("none", "dots"):
-        traced = memory.activation_bytes(run, Compute(remat=remat))
-        assert activation_bytes(run, remat) == pytest.approx(traced, rel=0.25)
+        traced = memory.activation_bytes(run.model, "float32", remat)
+        again = 0 if remat == "none" else unet_flops.recomputed(run.model)
+        assert 4 * (unet_flops.kept(run.model, remat) + again) == pytest.approx(traced, rel=0.25)
+        assert activation_bytes(run, remat) == traced
 
 
 def test_rows_and_variants_of_a_study_of_both_families():

@@ -94,4 +94,4 @@ def test_bad_places_are_one_line(tmp_path):
         with pytest.raises(UserError, match=message):
             load_probes([tmp_path / name], V5E)
     with pytest.raises(UserError, match="cannot write probes"):
-        save_probes(tmp_path / "no" / "probes.json", {})
+        save_probes(tmp_path / "half.json" / "probes.json", {})
