@@ -40,6 +40,7 @@ VERBS = {
     "import-wandb": "read runs logged in Weights & Biases into a study's folder",
     "import-log": "read the text logs of DiT's trainer and its descendants into a study's folder",
     "export wandb": "replay a study into Weights & Biases",
+    "export archive": "write a study's rows as one file that every reading verb takes",
     "import": "read official DiT weights into a checkpoint",
     "export": "write a checkpoint under the official names",
     "sample": "draw images from a checkpoint, or one grid from a whole study",
@@ -53,6 +54,7 @@ MODULES = {
     "import-wandb": "import_wandb",
     "import-log": "import_log",
     "export wandb": "export_wandb",
+    "export archive": "export_archive",
     "import": "import_weights",
     "export": "export_weights",
 }

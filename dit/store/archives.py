@@ -18,8 +18,8 @@ from dit.store.files import whole
 from dit.store.paths import is_beneath
 
 SUFFIX = ".tar.xz"
-LEFT_OUT = ("checkpoints", "ema", "drawn", "cache", "figures", "report.html")
-"""Of a study's folder and its runs' folders: what is no row, or is made again from the rows."""
+LEFT_OUT = ("checkpoints", "ema", "drawn", "cache", "figures", "report.html", "arguments.seal")
+"""Of a study's folder and its runs' folders: what is no row, is made again from the rows, or is this machine's own."""
 MOST_BYTES = 2**30
 MOST_FILES = 200_000
 

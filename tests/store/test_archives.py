@@ -36,6 +36,14 @@ def test_verbs_take_an_archive_and_write_beside_it(study, tmp_path, capsys):
     assert (tmp_path / "made" / "figures" / "fig8.png").is_file()
 
 
+def test_the_command_says_what_it_wrote_or_why_not(study, tmp_path, capsys):
+    assert main(["export", "archive", str(study), "--out", str(tmp_path / "a.tar.xz")]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'a.tar.xz'}: ")
+    assert main(["export", "archive", str(study), "--out", str(tmp_path / "a.zip")]) == 2
+    assert main(["export", "archive", str(tmp_path), "--out", str(tmp_path / "b.tar.xz")]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
+
+
 @pytest.mark.parametrize("name", ["../outside", "/outside", "a/../../outside", "line\nbreak"])
 def test_a_name_that_leads_outside_is_refused(tmp_path, name):
     place = tmp_path / "bad.tar.xz"
