@@ -107,7 +107,7 @@ def test_two_processes_sample_and_evaluate_as_one_does(
     (code, out, _), (other, nothing, _) = two("evaluate", str(digits), *drawn, *scored, "--distributed")
     assert (code, other, nothing) == (0, 0, "")
     (row,) = json.loads(out)
-    for name in ("fd_digits", "inception_score_digits"):
+    for name in ("fd_digits", "is_digits"):
         assert row.pop(name) == pytest.approx(lone.pop(name), rel=1e-4)
     assert {**row, "spreads": None} == {**lone, "spreads": None}
     (npz,) = (tmp_path / "two").glob("*.npz")
