@@ -29,20 +29,28 @@ def require_choice(value: object, choices: Sequence[str], what: str) -> None:
         raise UserError(f"unknown {what} '{value}': expected one of {', '.join(choices)}")
 
 
+LARGEST = 2**63 - 1
+"""The largest whole number that tables and files of logs hold."""
+
+
 def require_positive(owner: object, *names: str) -> None:
     """Refuse fields that are no whole numbers above 0."""
     for name in names:
         value = _plain(owner, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{name} is {value!r}: expected a positive whole number")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
+            most = f" of at most {LARGEST}" if isinstance(value, int) and value > LARGEST else ""
+            raise UserError(f"{name} is {value!r:.60}: expected a positive whole number{most}")
 
 
 def require_whole(owner: object, name: str, below: int | None = None) -> None:
     """Refuse a field that is no whole number from 0 on, or not below `below`."""
     value = _plain(owner, name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0 or (below is not None and value >= below):
-        most = ", 0 or more" if below is None else f" from 0 to {below - 1}"
-        raise UserError(f"{name} is {value!r}: expected a whole number{most}")
+    most = LARGEST if below is None else below - 1
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        wanted = (
+            ", 0 or more" if below is None and not (isinstance(value, int) and value > most) else f" from 0 to {most}"
+        )
+        raise UserError(f"{name} is {value!r:.60}: expected a whole number{wanted}")
 
 
 def require_number(

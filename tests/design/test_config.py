@@ -305,3 +305,13 @@ def test_a_float32_is_the_number_it_holds():
 def test_numpys_other_values_are_refused_as_pythons_are(value):
     with pytest.raises(UserError, match="steps is"):
         a_run(steps=value)
+
+
+@pytest.mark.parametrize("field", ["steps", "batch_size", "seed"])
+def test_a_whole_number_too_large_for_a_table_is_refused(field):
+    with pytest.raises(UserError, match=rf"{field} is 1\d+: expected .* 9223372036854775807"):
+        RunConfig(
+            model_config("adaln_zero", "S", 2, DATASETS["digits"], "nano"),
+            DATASETS["digits"],
+            **{"steps": 1, field: 10**30},
+        )
